@@ -1,0 +1,184 @@
+"""The server's configuration: what `python -m server --config FILE` reads.
+
+A client needs no file: the server tells it the specification of its tasks and how to train.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from common.config_file import apply_overrides, read_yaml, validate
+from common.errors import ConfigError
+from common.families.config import ModelConfig
+from common.strict_model import StrictModel
+from common.tasks import TaskSpec, load_registry
+from common.training import TrainSettings
+
+
+class RunConfig(StrictModel):
+    """What is run, and where it is kept."""
+
+    name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_.-]{1,80}$")
+    """Name of the run and of its directory; made from the date and time when left out."""
+    dir: Path = Path("runs")
+    """The folder that holds run directories."""
+    rounds: int = Field(default=10, ge=1)
+    """How many versions of the model to train."""
+    seed: int = Field(default=0, ge=0, lt=2**53)
+    """Root of every random choice: initial heads, cohorts, batches, dropout."""
+    keep_versions: int = Field(default=3, ge=1)
+    """How many of the newest committed versions stay on disk (the first, version 0, is not counted)."""
+
+
+class LimitsConfig(StrictModel):
+    """Bounds on what a peer may make the server hold or wait for."""
+
+    handshake_s: float = Field(default=10.0, gt=0)
+    """Seconds from the opening of a connection to a valid hello."""
+    heartbeat_s: float = Field(default=1.0, gt=0)
+    """Seconds of quiet after which either end says that it is alive."""
+    silence_s: float = Field(default=4.5, gt=0)
+    """Seconds without a sign of life after which a peer counts as dead."""
+    chunk_bytes: int = Field(default=1 << 20, ge=4096, le=16 << 20, multiple_of=8)
+    """Payload bytes in one frame of a tensor transfer."""
+    control_bytes: int = Field(default=16 << 20, ge=65536)
+    """Largest frame that is no chunk (the list of tensors of a large model is the longest)."""
+    connections: int = Field(default=1024, ge=1)
+    """Most connections at a time; more are refused by name."""
+
+    @model_validator(mode="after")
+    def _silence_outlasts_heartbeats(self) -> Self:
+        if self.silence_s < 2 * self.heartbeat_s:
+            raise ValueError(f"silence_s ({self.silence_s}) must be at least twice heartbeat_s ({self.heartbeat_s})")
+        return self
+
+
+class ServerConfig(StrictModel):
+    """Where the server listens."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on. Off loopback the server starts only with `allow_anonymous`."""
+    port: int = Field(default=8771, ge=0, le=65535)
+    """TCP port; 0 takes any free one (the ready line says which)."""
+    allow_anonymous: bool = False
+    """Let anybody who reaches the port take part. Needed off loopback: this version has no authentication."""
+    limits: LimitsConfig = LimitsConfig()
+
+    @model_validator(mode="after")
+    def _off_loopback_only_when_told(self) -> Self:
+        if not self.allow_anonymous and not _is_loopback(self.host):
+            raise ValueError(
+                f"host {self.host!r} is not a loopback address and clients are not authenticated: "
+                "set server.allow_anonymous: true if everybody who can reach this port may take part"
+            )
+        return self
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class CohortConfig(StrictModel):
+    """Which connected clients are asked in a round."""
+
+    fraction: float | None = Field(default=None, gt=0, le=1)
+    """Share of the connected clients, rounded up."""
+    count: int | None = Field(default=None, ge=1)
+    """Number of clients, or all when fewer are connected."""
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> Self:
+        if self.fraction is not None and self.count is not None:
+            raise ValueError("give fraction or count, not both (neither: all connected clients)")
+        return self
+
+
+class FederationConfig(StrictModel):
+    """How clients take part and how their updates are weighed."""
+
+    mode: Literal["mtl", "per_task"] = "mtl"
+    """mtl: one encoder for all tasks, a head per task. per_task: a whole model per task, no transfer."""
+    min_clients: int = Field(default=1, ge=1)
+    """A round starts only with at least this many clients connected."""
+    min_clients_per_task: int = Field(default=0, ge=0)
+    """... and at least this many for every configured task."""
+    cohort: CohortConfig = CohortConfig()
+    task_weights: Literal["uniform", "examples", "sqrt_examples"] | dict[str, float] = "uniform"
+    """Weight of a task in a shared slot: equal, by training examples of the round, by their square
+    root, or given per task. Normalised over the tasks present in the round."""
+    round_deadline_s: float | None = Field(default=None, gt=0)
+    """Seconds after which a round ends with the updates that came; none: wait for everybody asked."""
+    quorum: float = Field(default=0.5, gt=0, le=1)
+    """Share of the cohort whose updates a round needs (at least one)."""
+    quorum_per_task: int = Field(default=0, ge=0)
+    """Updates that a round needs from every task that was asked."""
+    rejoin_grace_s: float = Field(default=15.0, ge=0)
+    """Seconds that a round keeps the seat of a client whose connection broke."""
+    rejoin_timeout_s: float | None = Field(default=600.0, gt=0)
+    """Seconds without enough clients, once the run has begun, after which the run ends as failed."""
+    max_attempts: int = Field(default=3, ge=1)
+    """How often a round that missed its quorum is tried before the run ends as failed."""
+    evaluate: Literal["all", "cohort", "none"] = "all"
+    """Who evaluates each aggregated model on its validation data: every connected client, those asked
+    to train, or nobody. The first and the last version are evaluated by all unless none."""
+
+    @model_validator(mode="after")
+    def _weights_are_positive(self) -> Self:
+        if isinstance(self.task_weights, dict):
+            bad = {task: weight for task, weight in self.task_weights.items() if not 0 < weight < float("inf")}
+            if bad:
+                raise ValueError(f"task_weights must be positive and finite: {bad}")
+        return self
+
+
+class Config(StrictModel):
+    """The whole file."""
+
+    run: RunConfig = RunConfig()
+    server: ServerConfig = ServerConfig()
+    federation: FederationConfig = FederationConfig()
+    model: ModelConfig
+    tasks: dict[str, Any] = Field(min_length=1)
+    """Task name to its specification, or to ``{use: NAME, ...}`` for one of the shipped registry."""
+    training: TrainSettings = TrainSettings()
+
+
+class LoadedConfig(StrictModel):
+    """A validated configuration with its tasks resolved, and where it came from."""
+
+    config: Config
+    specs: dict[str, TaskSpec]
+    source: str
+    base_dir: Path
+    """Folder that relative paths of the file are resolved against."""
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> LoadedConfig:
+    """Read, override and validate a configuration file.
+
+    Raises:
+        ConfigError: whatever is wrong, with file, key path, value and what is allowed.
+    """
+    return resolve_config(apply_overrides(read_yaml(path), overrides), str(path), path.resolve().parent)
+
+
+def resolve_config(data: Mapping[str, Any], source: str, base_dir: Path) -> LoadedConfig:
+    """Validate configuration data, including its tasks and what sections say about each other."""
+    config = validate(Config, data, source)
+    specs = load_registry(config.tasks, source)
+    weights = config.federation.task_weights
+    if isinstance(weights, dict) and weights.keys() != specs.keys():
+        raise ConfigError(
+            f"{source}: federation.task_weights: give a weight for each of {sorted(specs)} (found: {sorted(weights)})"
+        )
+    return LoadedConfig(config=config, specs=specs, source=source, base_dir=base_dir)
