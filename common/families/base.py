@@ -1,0 +1,162 @@
+"""What every model family offers, so that server, wire, plan and client need not know which one they carry."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from torch import Tensor, nn
+
+from common.blueprint import Blueprint
+
+if TYPE_CHECKING:
+    from common.data.examples import Examples
+    from common.tasks import TaskSpec
+
+
+class MultiTaskModel(nn.Module):
+    """A module whose forward pass is told the task.
+
+    Its `named_parameters()` and floating-point buffers carry the blueprint's names.
+    """
+
+    def forward(self, task: str, batch: Mapping[str, Tensor]) -> Tensor:
+        """Outputs of one task.
+
+        Args:
+            task: one of the tasks the model was built for.
+            batch: as `EncodedSplit.collate` returns it, on the model's device.
+
+        Returns:
+            Logits of shape (B, C) for C classes, or scores of shape (B,) for a regression.
+        """
+        raise NotImplementedError
+
+
+class EncodedSplit(Protocol):
+    """Rows of one task, ready for the model.
+
+    Attributes:
+        labels: (N,) int64 class ids, or float32 scores.
+        lengths: (N,) int64, what each row costs: tokens, or ones for tabular rows.
+    """
+
+    @property
+    def labels(self) -> Tensor: ...
+
+    @property
+    def lengths(self) -> np.ndarray: ...
+
+    def __len__(self) -> int: ...
+
+    def collate(self, indices: np.ndarray) -> dict[str, Tensor]:
+        """The model's inputs for these rows, padded to the longest of them; labels are not inside."""
+        ...
+
+
+@dataclass(frozen=True)
+class ModelSummary:
+    """The figures a run is known by; parameters only, buffers are not counted.
+
+    Attributes:
+        family: the family's name.
+        encoder: the base model, in words.
+        shared_parameters: number of parameters outside the heads.
+        head_parameters: number of parameters of each task's head.
+        total_parameters: both together.
+    """
+
+    family: str
+    encoder: str
+    shared_parameters: int
+    head_parameters: dict[str, int]
+    total_parameters: int
+
+    @classmethod
+    def of(cls, blueprint: Blueprint, encoder: str) -> ModelSummary:
+        """Count the parameters of a blueprint; the group ``head`` is what belongs to one task."""
+        parameters = [p for p in blueprint.parameters if p.kind == "parameter"]
+        heads = {
+            task: sum(p.numel for p in parameters if p.group == "head" and task in p.used_by)
+            for task in blueprint.tasks
+        }
+        shared = sum(p.numel for p in parameters if p.group != "head")
+        return cls(blueprint.family, encoder, shared, heads, shared + sum(heads.values()))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, as `summary.json` holds it under `model`."""
+        return asdict(self)
+
+    def table(self) -> str:
+        """The summary as aligned lines for a log."""
+        rows = [
+            ("base model", self.encoder),
+            ("tasks", ", ".join(self.head_parameters)),
+            ("shared parameters", f"{self.shared_parameters:,}"),
+            *((f"head {task}", f"{count:,}") for task, count in self.head_parameters.items()),
+            ("total parameters", f"{self.total_parameters:,}"),
+        ]
+        width = max(len(name) for name, _ in rows)
+        return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+
+class Family(Protocol):
+    """One kind of model for a set of tasks.
+
+    Attributes:
+        name: as in the configuration's `model.family`.
+        tasks: the specification of each task.
+        feature_columns: input columns besides the tasks' text columns, for `load_examples(columns=...)`.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def tasks(self) -> Mapping[str, TaskSpec]: ...
+
+    @property
+    def feature_columns(self) -> tuple[str, ...]: ...
+
+    def blueprint(self) -> Blueprint:
+        """Every tensor that is shared or sent, once; a tied tensor under one name. Allocates no weights."""
+        ...
+
+    def build(self, tasks: Sequence[str]) -> MultiTaskModel:
+        """A float32 model on the CPU with the blueprint's tensors that these tasks use, values arbitrary.
+
+        Leaves torch's global random state as it was.
+
+        Raises:
+            ConfigError: a task is unknown, or none is given.
+        """
+        ...
+
+    def initial_values(self, seed: int) -> dict[str, Tensor]:
+        """The value of every blueprint tensor before the first round; for the server.
+
+        Float32, contiguous, deterministic in `seed`, independent of the global random state and of
+        which other tasks there are. Memory: one copy of the model.
+
+        Raises:
+            ConfigError: pretrained weights are asked for and can't be had.
+        """
+        ...
+
+    def encode(self, task: str, examples: Examples) -> EncodedSplit:
+        """Turn rows into model inputs, kept compactly; `DataError` where a row can't be read."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """All that a client needs, besides `assets`, to rebuild the family without disk or network; JSON data."""
+        ...
+
+    def assets(self) -> dict[str, bytes]:
+        """Files a client needs, by name (such as tokenizer.json); sent once when it joins."""
+        ...
+
+    def summary(self) -> ModelSummary:
+        """The figures for the log and `summary.json`."""
+        ...

@@ -1,0 +1,162 @@
+"""The `model:` section of the server's configuration. Imports neither torch nor transformers."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final, Literal, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from common.strict_model import StrictModel
+
+#: Name of the word-level tokenizer over `common.data.synthetic.vocabulary()`, for the offline demo.
+SYNTHETIC_WORDS: Final = "synthetic-words"
+
+
+class HeadConfig(StrictModel):
+    """What sits on the shared encoder for one task."""
+
+    kind: Literal["linear", "mlp"] = "linear"
+    """`linear`: Dropout-Linear. `mlp`: Linear-ReLU-Dropout-Linear."""
+
+    hidden_size: int | None = Field(default=None, ge=1)
+    """Width of an `mlp` head's hidden layer; left out: the encoder's hidden size."""
+
+    dropout: float | None = Field(default=None, ge=0, lt=1)
+    """Dropout of this head; left out: the model's `dropout`."""
+
+    @model_validator(mode="after")
+    def _width_needs_mlp(self) -> Self:
+        if self.kind == "linear" and self.hidden_size is not None:
+            raise ValueError("a linear head has no hidden_size; set kind: mlp or leave hidden_size out")
+        return self
+
+
+def _head_by_name(value: object) -> object:
+    """Let ``head: mlp`` stand for ``head: {kind: mlp}``."""
+    return {"kind": value} if isinstance(value, str) else value
+
+
+Head = Annotated[HeadConfig, BeforeValidator(_head_by_name)]
+
+
+class InlineEncoder(StrictModel):
+    """An encoder defined by its configuration alone and trained from scratch."""
+
+    config: dict[str, Any]
+    """A transformers configuration: `model_type` (such as bert) and any of that type's settings.
+    `vocab_size` may be left out: the tokenizer's size is taken."""
+
+    tokenizer: str
+    """`synthetic-words` (the words of the synthetic data), or a hub name, a folder or `package:NAME`."""
+
+    @model_validator(mode="after")
+    def _names_a_type(self) -> Self:
+        if not isinstance(self.config.get("model_type"), str):
+            raise ValueError("an inline encoder config needs model_type, such as bert")  # noqa: TRY004  # pydantic's way
+        return self
+
+
+class TransformerConfig(StrictModel):
+    """A Hugging Face encoder shared by all tasks, with one head per task."""
+
+    family: Literal["transformer"]
+
+    encoder: str | InlineEncoder
+    """A hub name, a folder (relative to the configuration file), `package:NAME` for an installed
+    Python package with a `get_model_path()`, or `{config: ..., tokenizer: ...}`."""
+
+    revision: str | None = None
+    """Branch, tag or commit of an encoder from the hub."""
+
+    weights: Literal["pretrained", "random"] | None = None
+    """`pretrained` (default for a named encoder) or `random` (drawn from the run's seed; the only
+    choice for an inline encoder)."""
+
+    layers: int | None = Field(default=None, ge=1)
+    """Keep only the encoder's first so many layers."""
+
+    pooling: Literal["cls", "mean", "max"] = "cls"
+    """How token vectors become one vector: the first token's, or mean or maximum over real tokens."""
+
+    pooler: bool = True
+    """With `cls`: pass the vector through the encoder's own pooler, where it has one. With `mean`
+    and `max` a pooler is never built."""
+
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    """Dropout of every head that names none of its own."""
+
+    encoder_dropout: float | None = Field(default=None, ge=0, lt=1)
+    """Dropout inside the encoder (hidden and attention); left out: as its configuration says."""
+
+    head: Head = HeadConfig()
+    """The head of every task that is not named in `heads`: `linear`, `mlp` or a mapping."""
+
+    heads: dict[str, Head] = {}
+    """Heads of single tasks, by task name."""
+
+    max_length: int = Field(default=128, ge=4)
+    """Longest input in tokens, special tokens included; longer texts are cut."""
+
+    @model_validator(mode="after")
+    def _inline_is_random(self) -> Self:
+        if isinstance(self.encoder, InlineEncoder) and self.weights == "pretrained":
+            raise ValueError("an inline encoder has no pretrained weights; set weights: random or name an encoder")
+        return self
+
+    @property
+    def pretrained(self) -> bool:
+        """Whether initial weights are loaded rather than drawn."""
+        return self.weights == "pretrained" if self.weights else isinstance(self.encoder, str)
+
+
+class NumericColumn(StrictModel):
+    """How one numeric column is scaled: ``(x - mean) / std``, after ``log(1 + x)`` where asked."""
+
+    mean: float = Field(default=0.0, allow_inf_nan=False)
+    """Subtracted; declared, as no party sees all rows. Of ``log(1 + x)`` when `log1p` is set."""
+
+    std: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    """Divided by."""
+
+    log1p: bool = False
+    """Take ``log(1 + x)`` first, for amounts that span magnitudes; values must not be below 0."""
+
+
+class SharedBottomConfig(StrictModel):
+    """An MLP over tabular rows shared by all tasks, with a tower per task."""
+
+    family: Literal["shared_bottom"]
+
+    numeric: dict[str, NumericColumn] = {}
+    """Numeric input columns."""
+
+    categorical: dict[str, Annotated[list[str], Field(min_length=1)]] = {}
+    """Categorical input columns and the values each may take; any other value counts as none of them."""
+
+    missing: str = "?"
+    """What stands for an unknown value; it has an indicator of its own in every column."""
+
+    bottom: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)] = [64, 32]
+    """Widths of the shared layers."""
+
+    tower: list[Annotated[int, Field(ge=1)]] = [16]
+    """Widths of the hidden layers of each task's tower; empty for a linear head."""
+
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout after every hidden layer."""
+
+    @model_validator(mode="after")
+    def _columns_make_sense(self) -> Self:
+        if not self.numeric and not self.categorical:
+            raise ValueError("no input column; declare some under numeric or categorical")
+        if both := self.numeric.keys() & self.categorical.keys():
+            raise ValueError(f"declared both numeric and categorical: {sorted(both)}")
+        for name, values in self.categorical.items():
+            if len(set(values)) != len(values):
+                raise ValueError(f"categorical column {name!r} lists a value twice")
+            if self.missing in values:
+                raise ValueError(f"categorical column {name!r} lists the missing marker {self.missing!r} as a value")
+        return self
+
+
+ModelConfig = Annotated[TransformerConfig | SharedBottomConfig, Field(discriminator="family")]
