@@ -1,0 +1,195 @@
+"""The run's history in SQLite (WAL): rounds, updates, evaluations, clients, plans, events.
+
+One process writes; others may read the file at any time. Methods block and may be called from any thread.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+SCHEMA: Final = """
+CREATE TABLE IF NOT EXISTS run (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS rounds (
+    round INTEGER PRIMARY KEY, attempt INTEGER NOT NULL, started REAL NOT NULL, finished REAL NOT NULL,
+    seconds REAL NOT NULL, phases TEXT NOT NULL, cohort TEXT NOT NULL,
+    bytes_down INTEGER NOT NULL, bytes_up INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS commits (
+    version INTEGER PRIMARY KEY, at REAL NOT NULL, sha256 TEXT NOT NULL, plan TEXT NOT NULL, seconds REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS updates (
+    round INTEGER NOT NULL, client_id TEXT NOT NULL, at REAL NOT NULL, digest TEXT NOT NULL,
+    bytes INTEGER NOT NULL, tasks TEXT NOT NULL, PRIMARY KEY (round, client_id));
+CREATE TABLE IF NOT EXISTS evaluations (
+    version INTEGER NOT NULL, client_id TEXT NOT NULL, task TEXT NOT NULL, at REAL NOT NULL,
+    examples INTEGER NOT NULL, loss REAL NOT NULL, metrics TEXT NOT NULL, PRIMARY KEY (version, client_id, task));
+CREATE TABLE IF NOT EXISTS clients (
+    client_id TEXT PRIMARY KEY, tasks TEXT NOT NULL, data TEXT NOT NULL, first_seen REAL NOT NULL, last_seen REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS plans (digest TEXT PRIMARY KEY, since_version INTEGER NOT NULL, plan TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS events (id INTEGER PRIMARY KEY, at REAL NOT NULL, kind TEXT NOT NULL, detail TEXT NOT NULL);
+"""
+
+
+class History:
+    """The database of one run.
+
+    Args:
+        path: the file; made with its tables when it is missing.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._lock = threading.Lock()
+        self._connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+        self._connection.row_factory = sqlite3.Row
+        self._connection.execute("PRAGMA journal_mode=WAL")
+        self._connection.execute("PRAGMA synchronous=NORMAL")
+        self._connection.executescript(SCHEMA)
+
+    def close(self) -> None:
+        """Let the file go."""
+        with self._lock:
+            self._connection.close()
+
+    # --- writing
+
+    def set(self, key: str, value: Any) -> None:  # noqa: ANN401  # JSON
+        """Keep one fact about the run."""
+        self._write("INSERT OR REPLACE INTO run VALUES (?, ?)", key, json.dumps(value))
+
+    def record_client(self, client_id: str, tasks: list[str], data: Mapping[str, Any]) -> None:
+        """A client has joined (again)."""
+        now = time.time()
+        self._write(
+            "INSERT INTO clients VALUES (?, ?, ?, ?, ?) ON CONFLICT (client_id) DO UPDATE SET "
+            "tasks = excluded.tasks, data = excluded.data, last_seen = excluded.last_seen",
+            *(client_id, json.dumps(tasks), json.dumps(dict(data)), now, now),
+        )
+
+    def record_update(
+        self, round_id: int, client_id: str, digest: str, nbytes: int, tasks: Mapping[str, Any]
+    ) -> None:
+        """An update was accepted."""
+        self._write(
+            "INSERT OR REPLACE INTO updates VALUES (?, ?, ?, ?, ?, ?)",
+            *(round_id, client_id, time.time(), digest, nbytes, json.dumps(dict(tasks))),
+        )
+
+    def record_evaluation(
+        self, version: int, client_id: str, task: str, examples: int, loss: float, metrics: Mapping[str, float]
+    ) -> None:
+        """A client has evaluated a version."""
+        self._write(
+            "INSERT OR REPLACE INTO evaluations VALUES (?, ?, ?, ?, ?, ?, ?)",
+            *(version, client_id, task, time.time(), examples, loss, json.dumps(dict(metrics))),
+        )
+
+    def record_commit(self, version: int, sha256: str, plan: Mapping[str, Any], digest: str, seconds: float) -> None:
+        """A version is on disk; its plan is kept when it is new. One transaction."""
+        with self._lock:
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                self._connection.execute(
+                    "INSERT OR IGNORE INTO plans VALUES (?, ?, ?)", (digest, version, json.dumps(dict(plan)))
+                )
+                self._connection.execute(
+                    "INSERT OR REPLACE INTO commits VALUES (?, ?, ?, ?, ?)",
+                    (version, time.time(), sha256, digest, seconds),
+                )
+                self._connection.execute("COMMIT")
+            except sqlite3.Error:
+                self._connection.execute("ROLLBACK")
+                raise
+
+    def record_round(
+        self,
+        round_id: int,
+        *,
+        attempt: int,
+        started: float,
+        finished: float,
+        phases: Mapping[str, float],
+        cohort: list[str],
+        bytes_down: int,
+        bytes_up: int,
+    ) -> None:
+        """A round is over; times in seconds since the epoch, bytes as they crossed the connections."""
+        self._write(
+            "INSERT OR REPLACE INTO rounds VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            *(round_id, attempt, started, finished, finished - started),
+            *(json.dumps(dict(phases)), json.dumps(cohort), bytes_down, bytes_up),
+        )
+
+    def record_event(self, kind: str, detail: Mapping[str, Any]) -> int:
+        """Something happened that a person may want to read; returns its number."""
+        with self._lock:
+            cursor = self._connection.execute(
+                "INSERT INTO events (at, kind, detail) VALUES (?, ?, ?)", (time.time(), kind, json.dumps(dict(detail)))
+            )
+            return int(cursor.lastrowid or 0)
+
+    # --- reading
+
+    def get(self, key: str) -> Any:  # noqa: ANN401  # JSON
+        """One fact about the run, or None."""
+        rows = self._read("SELECT value FROM run WHERE key = ?", key)
+        return json.loads(rows[0]["value"]) if rows else None
+
+    def last_commit(self) -> int | None:
+        """The newest committed version, or None."""
+        rows = self._read("SELECT max(version) AS version FROM commits")
+        version = rows[0]["version"]
+        return None if version is None else int(version)
+
+    def commit_of(self, version: int) -> dict[str, Any] | None:
+        """What was recorded of one commit."""
+        rows = self._read("SELECT * FROM commits WHERE version = ?", version)
+        return dict(rows[0]) if rows else None
+
+    def rounds(self) -> list[dict[str, Any]]:
+        """Every finished round, ascending."""
+        return [_decoded(row, "phases", "cohort") for row in self._read("SELECT * FROM rounds ORDER BY round")]
+
+    def updates(self, round_id: int | None = None) -> list[dict[str, Any]]:
+        """Accepted updates, of one round or of all."""
+        if round_id is None:
+            rows = self._read("SELECT * FROM updates ORDER BY round, client_id")
+        else:
+            rows = self._read("SELECT * FROM updates WHERE round = ? ORDER BY client_id", round_id)
+        return [_decoded(row, "tasks") for row in rows]
+
+    def evaluations(self) -> list[dict[str, Any]]:
+        """Every evaluation by every client."""
+        rows = self._read("SELECT * FROM evaluations ORDER BY version, client_id, task")
+        return [_decoded(row, "metrics") for row in rows]
+
+    def clients(self) -> list[dict[str, Any]]:
+        """Every client that ever joined."""
+        return [_decoded(row, "tasks", "data") for row in self._read("SELECT * FROM clients ORDER BY client_id")]
+
+    def plans(self) -> list[dict[str, Any]]:
+        """Every plan of the run, in the order in which they came to hold."""
+        return [_decoded(row, "plan") for row in self._read("SELECT * FROM plans ORDER BY since_version")]
+
+    def events(self, after: int = 0, limit: int = 1000) -> list[dict[str, Any]]:
+        """Events with a number above `after`, ascending."""
+        rows = self._read("SELECT * FROM events WHERE id > ? ORDER BY id LIMIT ?", after, limit)
+        return [_decoded(row, "detail") for row in rows]
+
+    def _write(self, statement: str, *values: object) -> None:
+        with self._lock:
+            self._connection.execute(statement, values)
+
+    def _read(self, statement: str, *values: object) -> list[sqlite3.Row]:
+        with self._lock:
+            return self._connection.execute(statement, values).fetchall()
+
+
+def _decoded(row: sqlite3.Row, *columns: str) -> dict[str, Any]:
+    result = dict(row)
+    for column in columns:
+        result[column] = json.loads(result[column])
+    return result

@@ -1,0 +1,99 @@
+"""The model as the server holds it: one value per server-held slot, and its encoded form.
+
+Encoding is a view of the value plus a checksum, made once per version; the same buffers go to every
+client. Memory is one model: while a round is folded, slot after slot moves to its next value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from common.errors import PlanError
+from common.plan import SharingPlan, Slice, Slot
+from common.tensors import EncodedTensor, encode_tensor, to_numpy
+
+
+class ModelState:
+    """The current version of the model.
+
+    Args:
+        plan: the sharing plan of this version.
+        values: slot id to value, for every slot that lives on the server.
+        version: number of rounds that made these values.
+
+    Raises:
+        PlanError: the values are not exactly the plan's, in name, shape or dtype.
+    """
+
+    def __init__(self, plan: SharingPlan, values: Mapping[str, Tensor], version: int) -> None:
+        wanted = {slot.id: slot for slot in plan.slots if slot.residence == "server"}
+        if wanted.keys() != values.keys():
+            odd = sorted(wanted.keys() ^ values.keys())
+            raise PlanError(f"the values do not fit the plan: {odd[:3]} and {max(0, len(odd) - 3)} more differ")
+        for slot_id, slot in wanted.items():
+            found = (tuple(values[slot_id].shape), dtype_name(values[slot_id]))
+            if found != (slot.shape, slot.dtype):
+                raise PlanError(f"slot {slot_id!r} is {slot.shape} {slot.dtype} in the plan, its value is {found}")
+        self.plan = plan
+        self.version = version
+        self._values = {slot_id: values[slot_id] for slot_id in wanted}
+        self._encoded: dict[str, EncodedTensor] = {}
+
+    @classmethod
+    def initial(cls, plan: SharingPlan, parameters: Mapping[str, Tensor]) -> ModelState:
+        """Version 0: every slot starts from its parameter's initial value (copies share memory)."""
+        values = {slot.id: parameters[slot.parameter] for slot in plan.slots if slot.residence == "server"}
+        return cls(plan, values, version=0)
+
+    @property
+    def values(self) -> Mapping[str, Tensor]:
+        """Slot id to value; not to be changed in place."""
+        return self._values
+
+    def for_task(self, task: str) -> dict[str, Tensor]:
+        """Parameter name to value, for what the forward pass of one task reads from the server."""
+        return {
+            slot.parameter: self._values[slot.id] for slot in self.plan.slice({task}).slots if slot.id in self._values
+        }
+
+    def encode(self, slots: Mapping[str, Slot] | None = None) -> None:
+        """Make the encoded form of all slots (or those given) now, off the event loop."""
+        for slot_id in slots or self._values:
+            self.encoded(slot_id)
+
+    def encoded(self, slot_id: str) -> EncodedTensor:
+        """The transfer form of one slot, made once per version."""
+        found = self._encoded.get(slot_id)
+        if found is None:
+            found = self._encoded[slot_id] = encode_tensor(slot_id, to_numpy(self._values[slot_id]))
+        return found
+
+    def encoded_slice(self, slice_: Slice) -> list[EncodedTensor]:
+        """The travelling slots of a slice, in slice order."""
+        return [self.encoded(slot.id) for slot in slice_.travelling]
+
+    def advance(self, step: Callable[[Slot, Tensor], Tensor]) -> None:
+        """Move to the next version, slot after slot; a slot for which `step` returns its value stays.
+
+        Old values are let go as soon as they are replaced, so that memory grows by one slot only.
+        """
+        for slot in self.plan.slots:
+            if slot.id in self._values:
+                value = step(slot, self._values[slot.id])
+                if value is not self._values[slot.id]:
+                    self._encoded.pop(slot.id, None)
+                    self._values[slot.id] = value
+        self.version += 1
+
+
+def dtype_name(value: Tensor) -> str:
+    """The element type by name, as plans and headers say it (``float32``)."""
+    return str(value.dtype).removeprefix("torch.")
+
+
+def zeros(slot: Slot) -> Tensor:
+    """A value for a slot that nobody has initialised yet."""
+    return torch.zeros(slot.shape, dtype=getattr(torch, slot.dtype))
