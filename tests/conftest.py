@@ -1,0 +1,15 @@
+"""What every test gets: no network, and hypothesis profiles (`CI` in the environment: the same examples each time)."""
+
+from __future__ import annotations
+
+import os
+
+from hypothesis import settings
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub, which reads it once
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+settings.register_profile("local", deadline=None)  # the first torch call is slow
+settings.register_profile("ci", deadline=None, derandomize=True)
+settings.load_profile("ci" if os.environ.get("CI") else "local")
