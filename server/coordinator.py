@@ -99,9 +99,7 @@ class StopRequested:
     reason: str
 
 
-Event = (
-    Joined | Left | UpdateArrived | UpdateDeclined | EvaluationArrived | TimerFired | Aggregated | StopRequested
-)
+Event = Joined | Left | UpdateArrived | UpdateDeclined | EvaluationArrived | TimerFired | Aggregated | StopRequested
 
 
 # --- commands -------------------------------------------------------------------------------------

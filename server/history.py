@@ -69,9 +69,7 @@ class History:
             *(client_id, json.dumps(tasks), json.dumps(dict(data)), now, now),
         )
 
-    def record_update(
-        self, round_id: int, client_id: str, digest: str, nbytes: int, tasks: Mapping[str, Any]
-    ) -> None:
+    def record_update(self, round_id: int, client_id: str, digest: str, nbytes: int, tasks: Mapping[str, Any]) -> None:
         """An update was accepted."""
         self._write(
             "INSERT OR REPLACE INTO updates VALUES (?, ?, ?, ?, ?, ?)",

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-import torch
 from torch import Tensor
 
 from common.errors import PlanError
 from common.plan import SharingPlan, Slice, Slot
-from common.tensors import EncodedTensor, encode_tensor, to_numpy
+from common.tensors import EncodedTensor
+from common.torch_tensors import dtype_name, encode
 
 
 class ModelState:
@@ -59,16 +59,16 @@ class ModelState:
             slot.parameter: self._values[slot.id] for slot in self.plan.slice({task}).slots if slot.id in self._values
         }
 
-    def encode(self, slots: Mapping[str, Slot] | None = None) -> None:
-        """Make the encoded form of all slots (or those given) now, off the event loop."""
-        for slot_id in slots or self._values:
+    def encode(self) -> None:
+        """Make the encoded form of every slot now: called off the event loop, as checksums take time."""
+        for slot_id in self._values:
             self.encoded(slot_id)
 
     def encoded(self, slot_id: str) -> EncodedTensor:
         """The transfer form of one slot, made once per version."""
         found = self._encoded.get(slot_id)
         if found is None:
-            found = self._encoded[slot_id] = encode_tensor(slot_id, to_numpy(self._values[slot_id]))
+            found = self._encoded[slot_id] = encode(slot_id, self._values[slot_id])
         return found
 
     def encoded_slice(self, slice_: Slice) -> list[EncodedTensor]:
@@ -87,13 +87,3 @@ class ModelState:
                     self._encoded.pop(slot.id, None)
                     self._values[slot.id] = value
         self.version += 1
-
-
-def dtype_name(value: Tensor) -> str:
-    """The element type by name, as plans and headers say it (``float32``)."""
-    return str(value.dtype).removeprefix("torch.")
-
-
-def zeros(slot: Slot) -> Tensor:
-    """A value for a slot that nobody has initialised yet."""
-    return torch.zeros(slot.shape, dtype=getattr(torch, slot.dtype))

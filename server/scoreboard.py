@@ -1,0 +1,78 @@
+"""What is known of each version's quality, and the summary of a run. Pure data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from common.metrics import Evaluation, combine
+
+
+@dataclass
+class RoundRecord:
+    """One version as the summary's history shows it; version 0 is the model before any training."""
+
+    round: int
+    seconds: float = 0.0
+    bytes_down: int = 0
+    bytes_up: int = 0
+    participants: list[str] = field(default_factory=list)
+    phases: dict[str, float] = field(default_factory=dict)
+    examples: dict[str, int] = field(default_factory=dict)
+    attempts: int = 1
+
+
+class Scoreboard:
+    """Evaluations by version, task and client, and a record per round."""
+
+    def __init__(self) -> None:
+        self._evaluations: dict[int, dict[str, dict[str, Evaluation]]] = {}
+        self.rounds: dict[int, RoundRecord] = {0: RoundRecord(0)}
+
+    def add_evaluation(self, version: int, client_id: str, task: str, evaluation: Evaluation) -> None:
+        """Keep one client's result for one task; a repeated report replaces the first."""
+        self._evaluations.setdefault(version, {}).setdefault(task, {})[client_id] = evaluation
+
+    def combined(self, version: int) -> dict[str, Evaluation]:
+        """Task to the evaluation of all its clients together, weighted by examples."""
+        by_task = self._evaluations.get(version, {})
+        return {task: combine([by[c] for c in sorted(by)]) for task, by in sorted(by_task.items())}
+
+    def _tasks_of(self, version: int) -> dict[str, dict[str, float | int]]:
+        by_task = self._evaluations.get(version, {})
+        return {
+            task: {**result.metrics, "loss": result.loss, "examples": result.examples, "clients": len(by_task[task])}
+            for task, result in self.combined(version).items()
+        }
+
+    def history(self) -> list[dict[str, Any]]:
+        """A row per version: seconds, bytes and the metrics of the model that the round made."""
+        return [
+            {
+                "round": record.round,
+                "seconds": record.seconds,
+                "bytes_down": record.bytes_down,
+                "bytes_up": record.bytes_up,
+                "participants": record.participants,
+                "phases": record.phases,
+                "training_examples": record.examples,
+                "attempts": record.attempts,
+                "tasks": self._tasks_of(version),
+            }
+            for version, record in sorted(self.rounds.items())
+        ]
+
+    def latest(self) -> dict[str, dict[str, float | int]]:
+        """The newest result of each task."""
+        newest: dict[str, dict[str, float | int]] = {}
+        for version in sorted(self._evaluations):
+            newest |= self._tasks_of(version)
+        return newest
+
+    def line(self, version: int, primary: Mapping[str, str]) -> str:
+        """One line for the log: each task's primary metric for a version."""
+        tasks = self.combined(version)
+        return "  ".join(
+            f"{task} {primary[task]} {tasks[task].metrics[primary[task]]:.4f}" for task in primary if task in tasks
+        )
