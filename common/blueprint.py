@@ -76,6 +76,8 @@ class Blueprint:
         for task in self.tasks:
             if not task or RESERVED & set(task):
                 raise PlanError(f"task name {task!r}: not allowed are the empty name and any of {sorted(RESERVED)}")
+        if len(set(self.tasks)) != len(self.tasks):
+            raise PlanError(f"blueprint of {self.family!r} lists a task twice: {list(self.tasks)}")
         by_name = {parameter.name: parameter for parameter in self.parameters}
         if len(by_name) != len(self.parameters):
             raise PlanError(f"blueprint of {self.family!r} lists a parameter twice")

@@ -11,13 +11,13 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal, Self
+from typing import Any, Self
 
-from common.blueprint import Blueprint, Kind, ParameterSpec, Shape
+from pydantic import ValidationError
+
+from common.blueprint import Blueprint, ParameterSpec, Shape
 from common.errors import PlanError
-
-Residence = Literal["server", "client"]
-FORMAT: Final = 1
+from common.plan_data import FORMAT, PlanData, Residence, SliceData, SlotData
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,20 +92,19 @@ class Slot:
             PlanError: a field is missing or of the wrong kind.
         """
         try:
-            residence: Residence = data["residence"]
-            kind: Kind = data["kind"]
-            spec = ParameterSpec(
-                name=str(data["parameter"]),
-                shape=tuple(int(size) for size in data["shape"]),
-                dtype=str(data["dtype"]),
-                used_by=frozenset(data["used_by"]),
-                trained_by=frozenset(data["may_train"]),
-                group=str(data["group"]),
-                kind=kind,
-            )
-            return cls(spec, frozenset(data["tasks"]), residence, bool(data["frozen"]))
-        except (KeyError, TypeError, ValueError) as error:
-            raise PlanError(f"not a slot: {error!r}") from error
+            given = SlotData.model_validate(data)
+        except ValidationError as error:
+            raise PlanError(f"not a slot: {error}") from error
+        spec = ParameterSpec(
+            name=given.parameter,
+            shape=tuple(given.shape),
+            dtype=given.dtype,
+            used_by=frozenset(given.used_by),
+            trained_by=frozenset(given.may_train),
+            group=given.group,
+            kind=given.kind,
+        )
+        return cls(spec, frozenset(given.tasks), given.residence, given.frozen)
 
 
 @dataclass(frozen=True)
@@ -154,9 +153,10 @@ class Slice:
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """Inverse of `to_dict`; raises `PlanError` on anything else."""
         try:
-            return cls(frozenset(data["tasks"]), tuple(Slot.from_dict(slot) for slot in data["slots"]))
-        except (KeyError, TypeError) as error:
-            raise PlanError(f"not a slice: {error!r}") from error
+            given = SliceData.model_validate(data)
+        except ValidationError as error:
+            raise PlanError(f"not a slice: {error}") from error
+        return cls(frozenset(given.tasks), tuple(Slot.from_dict(slot) for slot in given.slots))
 
 
 @dataclass(frozen=True)
@@ -248,7 +248,8 @@ class SharingPlan:
     def merge(self, parameter: str, tasks: Iterable[str] | None = None) -> Self:
         """Join all slots of one parameter that hold any of `tasks` (default: all) into one.
 
-        The joint slot starts from the mean of the old ones weighted by their number of tasks (`origins`).
+        The joint slot starts from the mean of the old ones weighted by their number of tasks (`origins`),
+        and stays frozen only where all of them were.
 
         Raises:
             PlanError: the slots differ in residence, so there is no common value to start from.
@@ -352,14 +353,13 @@ class SharingPlan:
         Raises:
             PlanError: the data is no plan, of an unknown format, or breaks an invariant.
         """
-        if data.get("format") != FORMAT:
-            raise PlanError(f"plan format {data.get('format')!r} is not {FORMAT}")
         try:
-            slots = tuple(Slot.from_dict(slot) for slot in data["slots"])
-            specs = {slot.parameter: slot.spec for slot in slots}
-            blueprint = Blueprint(str(data["family"]), tuple(data["tasks"]), tuple(specs.values()))
-        except (KeyError, TypeError) as error:
-            raise PlanError(f"not a plan: {error!r}") from error
+            given = PlanData.model_validate(data)
+        except ValidationError as error:
+            raise PlanError(f"not a plan: {error}") from error
+        slots = tuple(Slot.from_dict(slot) for slot in given.slots)
+        specs = {slot.parameter: slot.spec for slot in slots}
+        blueprint = Blueprint(given.family, tuple(given.tasks), tuple(specs.values()))
         return cls(blueprint, slots)
 
     def _known(self, tasks: Iterable[str]) -> frozenset[str]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import strategies as st
 
 from common.blueprint import Blueprint, ParameterSpec
-from common.plan import Residence, SharingPlan
+from common.plan import SharingPlan
+from common.plan_data import Residence
 
 TASKS = ("qqp", "sst2", "stsb", "rte", "cola")
 GROUPS = ("embeddings", "layer.0", "layer.1", "head")
