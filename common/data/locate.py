@@ -1,0 +1,124 @@
+"""Which table holds a split: the task's own source, or what the client's `--data` puts in its place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from common.data.config import (
+    DEFAULT_VALIDATION,
+    DataSource,
+    FileFormat,
+    FilesSource,
+    HubSource,
+    SplitName,
+    SyntheticSource,
+)
+from common.data.files import read_file, type_of
+from common.data.tables import Table
+from common.errors import DataError
+from common.tasks import TaskSpec
+
+#: File names, without suffix, that a data folder may use for a split.
+SPLIT_STEMS: Final[dict[SplitName, tuple[str, ...]]] = {
+    "train": ("train",),
+    "validation": ("validation", "dev", "valid"),
+    "test": ("test",),
+}
+
+
+def locate(task: TaskSpec, data: Path | None) -> DataSource:
+    """Combine the task's source with the client's `--data`.
+
+    ===================  ==========================================================================
+    ``--data``           meaning
+    ===================  ==========================================================================
+    left out             the task's source; relative paths lie in the working directory
+    a file               the training rows; validation is the task's fraction of them, or 10 %
+    a folder             where the task's relative paths lie. When the task names no files (hub,
+                         synthetic, or nothing): the folder's ``<task>/`` or itself must hold
+                         ``train.*`` and may hold ``validation.*`` (or ``dev.*``) and ``test.*``
+    ===================  ==========================================================================
+
+    Raises:
+        DataError: there is nothing to read.
+    """
+    origin = task.data
+    if data is None:
+        if isinstance(origin, FilesSource) and origin.train is None:
+            raise DataError(f"task {task.name!r} names no data of its own: give this client's with --data PATH")
+        return origin
+    if not data.exists():
+        raise DataError(f"--data {data}: there is no such file or folder (looked at {data.absolute()})")
+    common = {"limits": origin.limits, "sharding": origin.sharding, "seed": origin.seed}
+    fraction = origin.validation if isinstance(origin, FilesSource | HubSource) else DEFAULT_VALIDATION
+    fraction = fraction if isinstance(fraction, float) else DEFAULT_VALIDATION
+    written = origin.format if isinstance(origin, FilesSource) else FileFormat()
+    if data.is_file():
+        # The task's format describes its own files; another type of file speaks for itself.
+        fits = type_of(data) in (None, _type(origin))
+        chosen = written if fits else FileFormat()
+        return FilesSource(train=str(data), validation=fraction, format=chosen, **common)
+    if isinstance(origin, FilesSource) and origin.train is not None:
+        validation = origin.validation if isinstance(origin.validation, float) else str(data / origin.validation)
+        test = None if origin.test is None else str(data / origin.test)
+        resolved = {"train": str(data / origin.train), "validation": validation, "test": test}
+        return origin.model_copy(update=resolved)
+    folder = data / task.name if (data / task.name).is_dir() else data
+    files = {split: _find(folder, split) for split in SPLIT_STEMS}
+    if files["train"] is None:
+        raise DataError(f"--data {data}: {folder} holds no file train.csv, .tsv, .jsonl or .parquet (or .gz of these)")
+    return FilesSource(
+        train=files["train"], validation=files["validation"] or fraction, test=files["test"], format=written, **common
+    )
+
+
+def _type(origin: DataSource) -> str | None:
+    if not isinstance(origin, FilesSource):
+        return None
+    return origin.format.type or (type_of(Path(origin.train)) if origin.train else None)
+
+
+def _find(folder: Path, split: SplitName) -> str | None:
+    """The one file of a split in a folder; None when there is none."""
+    for stem in SPLIT_STEMS[split]:
+        found = sorted(
+            path for path in folder.iterdir() if path.name.split(".")[0] == stem and type_of(path) is not None
+        )
+        if len(found) > 1:
+            raise DataError(f"{folder}: more than one {split} file: {', '.join(path.name for path in found)}")
+        if found:
+            return str(found[0])
+    return None
+
+
+def read_split(origin: DataSource, task: TaskSpec, split: SplitName, wanted: Sequence[str], seed: int) -> Table:
+    """The raw rows of the table that holds `split`; for a held-out fraction that is the training table.
+
+    Raises:
+        DataError: the split does not exist or cannot be read.
+    """
+    match origin:
+        case SyntheticSource():
+            from common.data.synthetic import generate
+
+            rows = getattr(origin, split)
+            if rows is None:
+                raise _no_test(task)
+            return generate(origin.synthetic, split, rows, seed, wanted)
+        case FilesSource() | HubSource():
+            name = getattr(origin, split)
+            if name is None:
+                raise _no_test(task)
+            if isinstance(name, float):
+                name = origin.train
+            if isinstance(origin, FilesSource):
+                return read_file(Path(name), origin.format, wanted)
+            from common.data.hub import read_hub
+
+            return read_hub(origin, name, wanted, task.label_names)
+
+
+def _no_test(task: TaskSpec) -> DataError:
+    return DataError(f"task {task.name!r} has no test split; name one with `data.test`")
