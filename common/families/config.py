@@ -91,7 +91,7 @@ class TransformerConfig(StrictModel):
     head: Head = HeadConfig()
     """The head of every task that is not named in `heads`: `linear`, `mlp` or a mapping."""
 
-    heads: dict[str, Head] = {}
+    heads: dict[str, Head] = Field(default_factory=dict)
     """Heads of single tasks, by task name."""
 
     max_length: int = Field(default=128, ge=4)
@@ -127,19 +127,19 @@ class SharedBottomConfig(StrictModel):
 
     family: Literal["shared_bottom"]
 
-    numeric: dict[str, NumericColumn] = {}
+    numeric: dict[str, NumericColumn] = Field(default_factory=dict)
     """Numeric input columns."""
 
-    categorical: dict[str, Annotated[list[str], Field(min_length=1)]] = {}
+    categorical: dict[str, Annotated[list[str], Field(min_length=1)]] = Field(default_factory=dict)
     """Categorical input columns and the values each may take; any other value counts as none of them."""
 
     missing: str = "?"
     """What stands for an unknown value; it has an indicator of its own in every column."""
 
-    bottom: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)] = [64, 32]
+    bottom: list[Annotated[int, Field(ge=1)]] = Field(default=[64, 32], min_length=1)
     """Widths of the shared layers."""
 
-    tower: list[Annotated[int, Field(ge=1)]] = [16]
+    tower: list[Annotated[int, Field(ge=1)]] = Field(default=[16])
     """Widths of the hidden layers of each task's tower; empty for a linear head."""
 
     dropout: float = Field(default=0.0, ge=0, lt=1)

@@ -1,0 +1,58 @@
+"""Tokenised rows of one task: flat arrays, padded only when a batch is put together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class EncodedText:
+    """Token ids of N texts (or pairs), one after the other: 4 bytes a token, 5 with type ids.
+
+    Attributes:
+        ids: (T,) int32, all tokens of all rows.
+        type_ids: (T,) uint8, 1 in the second text of a pair; absent where the encoder takes none.
+        offsets: (N + 1,) int64; row i is ``ids[offsets[i]:offsets[i + 1]]``.
+        labels: (N,) int64 or float32.
+        pad_id: token id that fills up shorter rows.
+    """
+
+    ids: np.ndarray
+    type_ids: np.ndarray | None
+    offsets: np.ndarray
+    labels: Tensor
+    pad_id: int
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(N,) int64, tokens per row."""
+        return np.diff(self.offsets)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def collate(self, indices: np.ndarray) -> dict[str, Tensor]:
+        """Model inputs for these rows, all int64 of shape (B, L), L the longest of them.
+
+        Args:
+            indices: (B,) row numbers, at least one.
+        """
+        starts = self.offsets[indices]
+        lengths = self.offsets[np.asarray(indices) + 1] - starts
+        positions = np.arange(int(lengths.max()))
+        real = positions < lengths[:, None]
+        sources = (starts[:, None] + positions)[real]
+
+        def padded(flat: np.ndarray, fill: int) -> Tensor:
+            block = np.full(real.shape, fill, dtype=np.int64)
+            block[real] = flat[sources]
+            return torch.from_numpy(block)
+
+        batch = {"input_ids": padded(self.ids, self.pad_id), "attention_mask": torch.from_numpy(real.astype(np.int64))}
+        if self.type_ids is not None:
+            batch["token_type_ids"] = padded(self.type_ids, 0)
+        return batch

@@ -1,0 +1,56 @@
+"""From a torch module to the tensors that are federated, and to a blueprint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from torch import Tensor, nn
+
+from common.blueprint import Blueprint, ParameterSpec
+
+HEADS = "heads."
+
+
+def federated_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters, then floating-point buffers, each tensor once.
+
+    A tied tensor comes under the first of its names. Integer buffers (position ids) are constants
+    that both ends build alike, and non-persistent ones are no part of a model's state.
+    """
+    yield from module.named_parameters()
+    seen: set[int] = set()
+    for prefix, part in module.named_modules():
+        for name, buffer in part.named_buffers(prefix, recurse=False):
+            short = name.removeprefix(f"{prefix}.") if prefix else name
+            constant = not buffer.is_floating_point() or short in part._non_persistent_buffers_set
+            if not constant and id(buffer) not in seen:
+                seen.add(id(buffer))
+                yield name, buffer
+
+
+def blueprint_of(module: nn.Module, family: str, tasks: tuple[str, ...], group_of: Callable[[str], str]) -> Blueprint:
+    """The blueprint of a module whose tensors are used by all tasks, but ``heads.<task>.*`` by that task only.
+
+    Args:
+        module: holds the heads of all `tasks`; its tensors may be on the meta device.
+        family: the family's name.
+        tasks: every task, in configuration order.
+        group_of: tensor name to group.
+    """
+    everyone = frozenset(tasks)
+    parameters = set(dict(module.named_parameters()))
+    specs = []
+    for name, tensor in federated_tensors(module):
+        users = frozenset({name.removeprefix(HEADS).split(".")[0]}) if name.startswith(HEADS) else everyone
+        specs.append(
+            ParameterSpec(
+                name=name,
+                shape=tuple(tensor.shape),
+                dtype="float32",
+                used_by=users,
+                trained_by=users,
+                group=group_of(name),
+                kind="parameter" if name in parameters else "buffer",
+            )
+        )
+    return Blueprint(family, tasks, tuple(specs))

@@ -1,0 +1,140 @@
+"""The module of the `transformer` family, and the description that both ends build it from."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedConfig
+
+from common.errors import ConfigError, ProtocolError
+from common.families.base import MultiTaskModel
+from common.families.heads import HeadSpec, build_heads
+from common.families.pooling import Pooling, pool
+from common.strict_model import StrictModel
+
+FAMILY: Final = "transformer"
+
+_LAYER: Final = re.compile(r"(?:^|\.)(?:layers?|albert_layer_groups|h|blocks?)\.(\d+)\.")
+
+
+class TransformerDescription(StrictModel):
+    """What a client is told; a field it does not know could change the model, so that is refused."""
+
+    format: Literal[1] = 1
+    family: Literal["transformer"] = FAMILY
+    label: str
+    """The encoder in words."""
+    encoder: dict[str, Any]
+    """The encoder's transformers configuration."""
+    pooling: Pooling
+    pooler: bool
+    """Whether the encoder's own pooler is built and used."""
+    max_length: int
+    token_type_ids: bool
+    """Whether the encoder tells the two texts of a pair apart by type ids."""
+    pad_id: int
+    heads: dict[str, HeadSpec]
+
+
+class TransformerModel(MultiTaskModel):
+    """Encoder, pooling, heads."""
+
+    def __init__(self, encoder: nn.Module, description: TransformerDescription, heads: nn.ModuleDict) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.heads = heads
+        self._pooling = description.pooling
+        self._pooler = description.pooler
+        self._regressions = {task for task, spec in description.heads.items() if spec.regression}
+
+    def forward(self, task: str, batch: Mapping[str, Tensor]) -> Tensor:
+        """Logits (B, C) or scores (B,).
+
+        `batch` holds input_ids, attention_mask and, where the encoder takes them, token_type_ids, each (B, L).
+        """
+        outputs = self.encoder(**batch)
+        pooled = (
+            outputs.pooler_output
+            if self._pooler
+            else pool(outputs.last_hidden_state, batch["attention_mask"], self._pooling)
+        )
+        logits: Tensor = self.heads[task](pooled)
+        return logits.squeeze(-1) if task in self._regressions else logits
+
+
+def assemble(description: TransformerDescription, tasks: Sequence[str]) -> TransformerModel:
+    """The model with the heads of these tasks, on the current default device, values drawn from torch's stream."""
+    config = encoder_config(description)
+    encoder = new_encoder(config, pooler=description.pooler)
+    heads = build_heads({task: description.heads[task] for task in tasks}, config.hidden_size)
+    return TransformerModel(encoder, description, heads)
+
+
+def encoder_config(description: TransformerDescription) -> PreTrainedConfig:
+    """The encoder's configuration, without touching disk or network.
+
+    Raises:
+        ProtocolError: (code ``bad_description``) this version of transformers can't make sense of it.
+    """
+    settings = copy.deepcopy(description.encoder)
+    model_type = str(settings.pop("model_type", None))
+    try:
+        return AutoConfig.for_model(model_type, **settings)
+    except (ValueError, TypeError) as error:
+        raise ProtocolError(
+            "bad_description", f"transformers can't build this encoder here ({error}); use the server's version of it"
+        ) from error
+
+
+def takes(config: PreTrainedConfig, method: str, parameter: str) -> bool:
+    """Whether a method of the encoder's class has this parameter.
+
+    Raises:
+        ConfigError: transformers has no plain model for this configuration.
+    """
+    found: Any = MODEL_MAPPING.get(type(config), None)
+    model_class = found[0] if isinstance(found, tuple) else found
+    if model_class is None:
+        raise ConfigError(f"model.encoder: AutoModel has no class for {config.model_type!r}")
+    return parameter in inspect.signature(getattr(model_class, method)).parameters
+
+
+def pooler_argument(config: PreTrainedConfig, pooler: bool) -> dict[str, bool]:
+    """What the encoder's class must be told so that a pooler is built only when it is used."""
+    return {"add_pooling_layer": pooler} if takes(config, "__init__", "add_pooling_layer") else {}
+
+
+def new_encoder(config: PreTrainedConfig, *, pooler: bool) -> nn.Module:
+    """The encoder with values drawn from torch's stream, float32."""
+    encoder = AutoModel.from_config(  # type: ignore[no-untyped-call]  # transformers leaves it untyped
+        config, dtype=torch.float32, trust_remote_code=False, **pooler_argument(config, pooler)
+    )
+    if not isinstance(encoder, nn.Module):
+        raise ConfigError(f"model.encoder: transformers gives no torch module for {config.model_type}")
+    return encoder
+
+
+def longest_input(encoder: nn.Module) -> int | None:
+    """Tokens the position table holds; RoBERTa's positions start after the padding id. None: no table."""
+    for name, module in encoder.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            reserved = 0 if module.padding_idx is None else module.padding_idx + 1
+            return module.num_embeddings - reserved
+    return None
+
+
+def group_of(name: str) -> str:
+    """The part of the model that a tensor belongs to: embeddings, layer.N, pooler, head or encoder (the rest)."""
+    if name.startswith("heads."):
+        return "head"
+    if layer := _LAYER.search(name):
+        return f"layer.{layer.group(1)}"
+    if name.startswith("encoder.pooler."):
+        return "pooler"
+    return "embeddings" if "embed" in name else "encoder"
