@@ -56,7 +56,7 @@ class PlanDiff:
         redefined: parameters whose shape, dtype, group, kind or training tasks changed in the blueprint.
         new_tasks: tasks that only the later plan has.
         gone_tasks: tasks that only the earlier plan has.
-        sizes: how many parameters each group has, for "2 of 16".
+        sizes: how many parameters each group has in either plan, for "2 of 16".
     """
 
     split: tuple[Change, ...] = ()
@@ -120,7 +120,7 @@ def diff(earlier: SharingPlan, later: SharingPlan) -> PlanDiff:
         redefined=tuple(redefined),
         new_tasks=new_tasks - old_tasks,
         gone_tasks=old_tasks - new_tasks,
-        sizes=tuple((_group_sizes(earlier.blueprint) | _group_sizes(later.blueprint)).items()),
+        sizes=_group_sizes(earlier.blueprint, later.blueprint),
     )
 
 
@@ -217,11 +217,11 @@ def _ordered(parts: Iterable[frozenset[str]]) -> Groups:
     return tuple(sorted((part for part in parts if part), key=sorted))
 
 
-def _group_sizes(blueprint: Blueprint) -> dict[str, int]:
-    sizes: dict[str, int] = {}
-    for spec in blueprint.parameters:
-        sizes[spec.group] = sizes.get(spec.group, 0) + 1
-    return sizes
+def _group_sizes(*blueprints: Blueprint) -> tuple[tuple[str, int], ...]:
+    members: dict[str, set[str]] = {}
+    for spec in (spec for blueprint in blueprints for spec in blueprint.parameters):
+        members.setdefault(spec.group, set()).add(spec.name)
+    return tuple((group, len(names)) for group, names in members.items())
 
 
 def _label(group: str, names: Sequence[str], size: int) -> str:
