@@ -99,7 +99,17 @@ class StopRequested:
     reason: str
 
 
-Event = Joined | Left | UpdateArrived | UpdateDeclined | EvaluationArrived | TimerFired | Aggregated | StopRequested
+Event = (
+    Joined
+    | Left
+    | UpdateArrived
+    | UpdateDeclined
+    | EvaluationArrived
+    | TimerFired
+    | Aggregated
+    | StopRequested
+    | Crashed
+)
 
 
 # --- commands -------------------------------------------------------------------------------------
@@ -255,6 +265,11 @@ class Coordinator:
         self._kept: dict[str, Examples] = {}
         self._kept_tasks: dict[str, frozenset[str]] = {}
 
+    def restore(self, kept: Mapping[str, tuple[frozenset[str], Examples]]) -> None:
+        """Count updates of the coming round that were accepted before: client id to (tasks, examples)."""
+        self._kept = {client_id: examples for client_id, (_, examples) in sorted(kept.items())}
+        self._kept_tasks = {client_id: tasks for client_id, (tasks, _) in kept.items()}
+
     @property
     def connected(self) -> Mapping[str, frozenset[str]]:
         """The clients that take part now, with their tasks."""
@@ -281,6 +296,8 @@ class Coordinator:
                 return self._aggregated(version)
             case StopRequested(reason):
                 return self._finish("stopped", reason)
+            case Crashed(reason):
+                return self._finish("failed", reason)
 
     def admission(self, client_id: str, round_id: int) -> tuple[Literal["wanted", "duplicate", "refused"], str, str]:
         """Whether an announced update is wanted, before its bytes come: (verdict, error code, reason)."""

@@ -28,7 +28,8 @@ CREATE TABLE IF NOT EXISTS evaluations (
     version INTEGER NOT NULL, client_id TEXT NOT NULL, task TEXT NOT NULL, at REAL NOT NULL,
     examples INTEGER NOT NULL, loss REAL NOT NULL, metrics TEXT NOT NULL, PRIMARY KEY (version, client_id, task));
 CREATE TABLE IF NOT EXISTS clients (
-    client_id TEXT PRIMARY KEY, tasks TEXT NOT NULL, data TEXT NOT NULL, first_seen REAL NOT NULL, last_seen REAL NOT NULL);
+    client_id TEXT PRIMARY KEY, tasks TEXT NOT NULL, data TEXT NOT NULL,
+    first_seen REAL NOT NULL, last_seen REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS plans (digest TEXT PRIMARY KEY, since_version INTEGER NOT NULL, plan TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS events (id INTEGER PRIMARY KEY, at REAL NOT NULL, kind TEXT NOT NULL, detail TEXT NOT NULL);
 """
@@ -121,13 +122,9 @@ class History:
             *(json.dumps(dict(phases)), json.dumps(cohort), bytes_down, bytes_up),
         )
 
-    def record_event(self, kind: str, detail: Mapping[str, Any]) -> int:
-        """Something happened that a person may want to read; returns its number."""
-        with self._lock:
-            cursor = self._connection.execute(
-                "INSERT INTO events (at, kind, detail) VALUES (?, ?, ?)", (time.time(), kind, json.dumps(dict(detail)))
-            )
-            return int(cursor.lastrowid or 0)
+    def record_event(self, number: int, kind: str, detail: Mapping[str, Any]) -> None:
+        """Something happened that a person may want to read; numbers ascend."""
+        self._write("INSERT INTO events VALUES (?, ?, ?, ?)", number, time.time(), kind, json.dumps(dict(detail)))
 
     # --- reading
 
@@ -171,6 +168,10 @@ class History:
     def plans(self) -> list[dict[str, Any]]:
         """Every plan of the run, in the order in which they came to hold."""
         return [_decoded(row, "plan") for row in self._read("SELECT * FROM plans ORDER BY since_version")]
+
+    def last_event(self) -> int:
+        """The number of the newest event; 0 when there is none."""
+        return int(self._read("SELECT coalesce(max(id), 0) AS last FROM events")[0]["last"])
 
     def events(self, after: int = 0, limit: int = 1000) -> list[dict[str, Any]]:
         """Events with a number above `after`, ascending."""

@@ -1,0 +1,155 @@
+"""HTTP and WebSocket on one port: the federation at `/ws`, the REST paths of docs/api.md beside it."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import AsyncIterator
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, HTTPException, Response, WebSocket
+from fastapi.responses import FileResponse, HTMLResponse, StreamingResponse
+from safetensors.torch import save_file
+from starlette.background import BackgroundTask
+
+from server.connection import Connection
+from server.federation import Federation
+from server.prometheus import exposition, registry_of
+from server.run_directory import load_version
+
+
+def create_app(federation: Federation) -> FastAPI:
+    """The application of one run."""
+    app = FastAPI(title="fedmtl", description="Federated multi-task learning", docs_url="/api/docs", redoc_url=None)
+    _add_operations(app, federation)
+    _add_api(app, federation)
+
+    @app.websocket("/ws")
+    async def federate(socket: WebSocket) -> None:
+        await Connection(socket, federation).serve()
+
+    @app.get("/", response_class=HTMLResponse)
+    async def page() -> str:
+        return resources.files("server").joinpath("status.html").read_text(encoding="utf-8")
+
+    return app
+
+
+def _add_operations(app: FastAPI, federation: Federation) -> None:
+    registry = registry_of(federation)
+
+    @app.get("/healthz")
+    async def alive() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/readyz")
+    async def ready() -> dict[str, str]:
+        if federation.finished.done():
+            raise HTTPException(503, "the run is over")
+        return {"status": "ready"}
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        return Response(exposition(registry), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def _add_api(app: FastAPI, federation: Federation) -> None:
+    @app.get("/api/v1/status")
+    async def status() -> dict[str, Any]:
+        return status_of(federation)
+
+    @app.get("/api/v1/rounds")
+    async def rounds() -> list[dict[str, Any]]:
+        return federation.scoreboard.history()
+
+    @app.get("/api/v1/rounds/{number}")
+    def one_round(number: int) -> dict[str, Any]:
+        for row in federation.scoreboard.history():
+            if row["round"] == number:
+                return {**row, "updates": federation.history.updates(number)}
+        raise HTTPException(404, f"round {number} is not done; {federation.model.version} are")
+
+    @app.get("/api/v1/clients")
+    async def clients() -> list[dict[str, Any]]:
+        return clients_of(federation)
+
+    @app.get("/api/v1/plan")
+    def plan() -> dict[str, Any]:
+        return {"current": federation.model.plan.to_dict(), "history": federation.history.plans()}
+
+    @app.get("/api/v1/models/{task}")
+    def model(task: str) -> FileResponse:
+        if task not in federation.specs:
+            raise HTTPException(404, f"no task {task!r}; this run has: {', '.join(sorted(federation.specs))}")
+        path = _weights_file(federation, task)
+        name = f"{federation.run_id}-{task}.safetensors"
+        return FileResponse(path, filename=name, background=BackgroundTask(path.unlink))
+
+    @app.get("/api/v1/events")
+    async def events() -> StreamingResponse:
+        return StreamingResponse(_event_stream(federation), media_type="text/event-stream")
+
+
+def status_of(federation: Federation) -> dict[str, Any]:
+    """Where the run stands."""
+    return {
+        "run_id": federation.run_id,
+        "state": federation.state,
+        "phase": federation.decisions.phase.value,
+        "round": federation.open_round.round_id if federation.open_round else 0,
+        "rounds_completed": federation.model.version,
+        "target_rounds": federation.config.run.rounds,
+        "model_version": federation.model.version,
+        "mode": federation.config.federation.mode,
+        "connected_clients": len(federation.decisions.connected),
+        "clients": sorted(federation.decisions.connected),
+        "tasks": federation.scoreboard.latest(),
+        "model": federation.summary_of_model.to_dict(),
+        "bytes_down": federation.traffic.down,
+        "bytes_up": federation.traffic.up,
+    }
+
+
+def clients_of(federation: Federation) -> list[dict[str, Any]]:
+    """Everybody who has taken part in this process's time."""
+    current = federation.decisions.round
+    rows = []
+    for client_id, known in sorted(federation.participants.items()):
+        live = known.connection
+        working = current is not None and client_id in current.seated
+        rows.append(
+            {
+                "client_id": client_id,
+                "tasks": sorted(known.tasks),
+                "state": "away" if live is None else "working" if working else "idle",
+                "last_seen": known.last_seen if live is None else live.last_seen,
+                "rounds": known.rounds,
+                "refused": known.refused,
+                "progress": known.progress,
+                "data": {task: report.model_dump() for task, report in sorted(known.data.items())},
+                "bytes_down": known.bytes_down + (live.bytes_down if live else 0),
+                "bytes_up": known.bytes_up + (live.bytes_up if live else 0),
+            }
+        )
+    return rows
+
+
+def _weights_file(federation: Federation, task: str) -> Path:
+    """The committed weights of one task under parameter names; from disk, as the model in memory may be moving."""
+    newest = federation.history.last_commit()
+    if newest is None:
+        raise HTTPException(503, "no version is committed yet")
+    committed = load_version(federation.directory.version_path(newest))
+    values = {name: value.contiguous() for name, value in committed.for_task(task).items()}
+    with tempfile.NamedTemporaryFile(dir=federation.directory.path, suffix=".safetensors", delete=False) as file:
+        path = Path(file.name)
+    save_file(values, path, metadata={"run_id": federation.run_id, "task": task, "version": str(committed.version)})
+    return path
+
+
+async def _event_stream(federation: Federation) -> AsyncIterator[str]:
+    yield f"event: status\ndata: {json.dumps(status_of(federation))}\n\n"
+    async for event in federation.feed.listen():
+        yield f"id: {event['id']}\nevent: {event['kind']}\ndata: {json.dumps(event)}\n\n"

@@ -1,0 +1,306 @@
+"""One client's WebSocket: reads, writes and watches; every decision lies with the federation.
+
+Three coroutines share the connection: the reader takes messages and spools updates, the writer empties
+the outbox (and says that the server is alive when there is nothing to send), the watch ends a
+connection that has fallen silent. What one client does or fails to do never blocks another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from fastapi import WebSocket, WebSocketDisconnect
+
+from common.errors import ProtocolError, UpdateRejected
+from common.messages import (
+    Chunk,
+    Declined,
+    EvaluationReport,
+    Goodbye,
+    Heartbeat,
+    Hello,
+    Message,
+    Progress,
+    Ready,
+    Refusal,
+    Rejected,
+    RoundClosed,
+    UpdateAck,
+    UpdateHeader,
+    Work,
+)
+from common.stream import StreamReceiver, asset_frames, chunk_frames
+from common.tensors import EncodedTensor
+from common.wire import decode_frame, encode_frame
+from server.link import Link
+from server.outbox import Outbox, OutboxFull
+from server.spool import SpooledUpdate, SpoolWriter
+
+if TYPE_CHECKING:
+    from server.federation import Federation
+
+log = logging.getLogger("fedmtl.server")
+CLOSE_OK: Final = 1000
+CLOSE_POLICY: Final = 1008
+
+
+@dataclass
+class _Upload:
+    """An update that is being received."""
+
+    header: UpdateHeader
+    receiver: StreamReceiver
+    writer: SpoolWriter
+
+
+class Connection:
+    """A client's connection, from hello to close.
+
+    Attributes:
+        client_id: who it is, once it has said hello.
+        tasks: its tasks, once welcomed.
+        full: it synchronises the whole model, not its slice.
+        bytes_down: bytes of frames sent.
+        bytes_up: bytes of frames received.
+    """
+
+    def __init__(self, socket: WebSocket, federation: Federation) -> None:
+        self.client_id = ""
+        self.tasks: frozenset[str] = frozenset()
+        self.full = False
+        self.bytes_down = 0
+        self.bytes_up = 0
+        self.said_goodbye = False
+        self._socket = socket
+        self._federation = federation
+        self._limits = federation.config.server.limits
+        self._link = Link()
+        self._outbox = Outbox()
+        self._upload: _Upload | None = None
+        self._sent: dict[str, int] = {}
+        self._stream = 0
+        self._heard = 0.0
+        self._occupied = False
+
+    @property
+    def last_seen(self) -> float:
+        """Seconds since the epoch of the last sign of life."""
+        return time.time() - (asyncio.get_running_loop().time() - self._heard)
+
+    # --- what the federation may ask for
+
+    def send(self, message: Message) -> None:
+        """Queue a short message; a peer that lets too many pile up loses its connection."""
+        try:
+            self._outbox.put(message)
+        except OutboxFull as error:
+            log.warning("closing the connection of %s: %s", self.client_id, error)
+            self.close()
+
+    def send_work(self, work: Work, tensors: Sequence[EncodedTensor]) -> None:
+        """Send a round's work and the tensors that this connection has not carried yet.
+
+        Work that was still being sent is dropped: its round is over.
+        """
+        self._stream += 1
+        outgoing = [
+            tensor.as_held() if self._sent.get(tensor.header.slot) == tensor.header.checksum else tensor
+            for tensor in tensors
+        ]
+        headers = tuple(tensor.header for tensor in outgoing)
+        announced = work.model_copy(update={"stream": self._stream, "tensors": headers})
+        self._outbox.put_transfer(self._work_frames(announced, outgoing), replace=True)
+
+    def _work_frames(self, work: Work, tensors: Sequence[EncodedTensor]) -> Iterator[bytes]:
+        yield encode_frame(work)
+        yield from chunk_frames(work.stream, tensors, self._limits.chunk_bytes)
+        # Held from now on: a transfer that is dropped half way is sent whole the next time.
+        self._sent |= {tensor.header.slot: tensor.header.checksum for tensor in tensors}
+
+    def dismiss(self, message: RoundClosed) -> None:
+        """Tell the client that a round is over without it; what was still on its way is dropped."""
+        self._outbox.drop_transfers()
+        self.send(message)
+
+    def close(self) -> None:
+        """End the connection when what is queued has been sent."""
+        self._outbox.drop_transfers()
+        self._outbox.close()
+
+    # --- life of the connection
+
+    async def serve(self) -> None:
+        """Run the connection to its end; never raises on account of the peer."""
+        try:
+            await self._socket.accept()
+            self._heard = asyncio.get_running_loop().time()
+            async with asyncio.timeout(self._limits.handshake_s):
+                await self._handshake()
+            await self._run()
+        except (ProtocolError, TimeoutError) as error:
+            await self._refuse(error)
+        except (WebSocketDisconnect, ConnectionError, RuntimeError) as error:
+            log.debug("connection of %s ended: %r", self.client_id or "an unknown peer", error)
+        finally:
+            self._abandon_upload()
+            self._federation.disconnected(self)
+
+    async def _handshake(self) -> None:
+        message = await self._receive()
+        self._link.take(message)
+        if isinstance(message, Hello):
+            welcome, assets = self._federation.welcome(self, message)
+            self._outbox.put(welcome)
+            for asset in welcome.assets:
+                if asset.sha256 not in message.assets:
+                    content = assets[asset.name]
+                    self._outbox.put_transfer(asset_frames(asset.stream, content, self._limits.chunk_bytes))
+            self._stream = len(welcome.assets)
+
+    async def _run(self) -> None:
+        parts = [asyncio.create_task(part) for part in (self._read(), self._write(), self._watch())]
+        try:
+            done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for part in parts:
+                part.cancel()
+            await asyncio.gather(*parts, return_exceptions=True)
+        for part in done:
+            part.result()
+
+    async def _refuse(self, error: ProtocolError | TimeoutError) -> None:
+        late = isinstance(error, TimeoutError)
+        code, reason = ("timeout", "no hello came in time") if late else (error.code, error.reason)
+        log.warning("refused %s: %s: %s", self.client_id or "an unknown peer", code, reason)
+        self._federation.count_refusal(self, code)
+        try:
+            async with asyncio.timeout(self._limits.handshake_s):
+                await self._transmit(encode_frame(Refusal(code=code, reason=reason[:2000])))
+                await self._socket.close(CLOSE_POLICY)
+        except (TimeoutError, WebSocketDisconnect, ConnectionError, RuntimeError) as gone:
+            log.debug("the refused peer is gone: %r", gone)
+
+    async def _write(self) -> None:
+        sequence = 0
+        while True:
+            try:
+                frame = await self._outbox.next(self._limits.heartbeat_s)
+            except TimeoutError:
+                frame = encode_frame(Heartbeat(sequence=sequence))
+                sequence += 1
+            if frame is None:
+                await self._socket.close(CLOSE_OK)
+                return
+            await self._transmit(frame)
+
+    async def _transmit(self, frame: bytes) -> None:
+        await self._socket.send_bytes(frame)
+        self.bytes_down += len(frame)
+        self._federation.traffic.down += len(frame)
+
+    async def _watch(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(self._limits.heartbeat_s / 2)
+            silence = loop.time() - self._heard
+            # While a frame of its is being written to disk nothing is read, so silence proves nothing.
+            if silence > self._limits.silence_s and not self._occupied:
+                log.warning("%s has been silent for %.1f s: it counts as dead", self.client_id, silence)
+                return
+
+    async def _receive(self) -> Message:
+        event = await self._socket.receive()
+        if event["type"] == "websocket.disconnect":
+            raise WebSocketDisconnect(event.get("code", 1006))
+        self._heard = asyncio.get_running_loop().time()
+        frame = event.get("bytes")
+        if frame is None:
+            raise ProtocolError("malformed", "a text frame; the protocol speaks in binary frames")
+        self.bytes_up += len(frame)
+        self._federation.traffic.up += len(frame)
+        return decode_frame(frame)
+
+    async def _read(self) -> None:
+        while True:
+            message = await self._receive()
+            self._link.take(message)
+            self._occupied = True
+            try:
+                await self._handle(message)
+            finally:
+                self._occupied = False
+                self._heard = asyncio.get_running_loop().time()
+            if self.said_goodbye:
+                return
+
+    async def _handle(self, message: Message) -> None:
+        match message:
+            case Chunk():
+                await self._take_chunk(message)
+            case UpdateHeader():
+                await self._begin_upload(message)
+            case Ready():
+                self._federation.joined(self, message)
+            case EvaluationReport():
+                self._federation.evaluated(self, message)
+            case Declined():
+                self._federation.declined(self, message.round, message.reason)
+            case Progress():
+                self._federation.progressed(self, message)
+            case Goodbye():
+                self.said_goodbye = True
+            case _:
+                pass
+
+    # --- updates
+
+    async def _begin_upload(self, header: UpdateHeader) -> None:
+        self._abandon_upload()
+        try:
+            verdict = self._federation.admit(self, header)
+            if verdict == "duplicate":
+                self.send(UpdateAck(round=header.round, version=header.version, update=header.digest, duplicate=True))
+                return
+            writer = await asyncio.to_thread(SpoolWriter, self._federation.directory.spool, header, self.client_id)
+            self._upload = _Upload(header, StreamReceiver(header.stream, header.tensors, writer), writer)
+            await self._commit_if_complete()
+        except (ProtocolError, OSError) as error:
+            self._reject(header, error)
+
+    async def _take_chunk(self, chunk: Chunk) -> None:
+        upload = self._upload
+        if upload is None or chunk.stream != upload.header.stream:
+            return  # of an update that was refused or is known: its frames may still be on their way
+        try:
+            await asyncio.to_thread(upload.receiver.accept, chunk)
+            await self._commit_if_complete()
+        except (ProtocolError, OSError) as error:
+            self._reject(upload.header, error)
+
+    async def _commit_if_complete(self) -> None:
+        upload = self._upload
+        if upload is not None and upload.receiver.complete:
+            self._upload = None
+            update: SpooledUpdate = await asyncio.to_thread(upload.writer.commit)
+            self._federation.update_spooled(self, update)
+
+    def _reject(self, header: UpdateHeader, error: ProtocolError | OSError) -> None:
+        """Refuse an update; the connection lives on, and so does the round."""
+        self._abandon_upload()
+        if isinstance(error, OSError):
+            error = UpdateRejected("internal", f"the server could not store the update: {error.strerror}")
+        log.warning("refused an update of %s for round %d: %s", self.client_id, header.round, error)
+        self._federation.count_refusal(self, error.code)
+        self.send(Rejected(code=error.code, reason=error.reason[:2000], round=header.round))
+        if error.code not in ("stale_round", "not_asked", "future_round"):
+            self._federation.declined(self, header.round, f"its update was refused: {error}")
+
+    def _abandon_upload(self) -> None:
+        if self._upload is not None:
+            self._upload.writer.abandon()
+            self._upload = None
