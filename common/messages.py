@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Annotated, Any, Final, Literal, Self, TypeVar
 
@@ -126,6 +126,11 @@ class TensorHeader(WireModel):
         return self
 
 
+def _require_unique_slots(headers: Sequence[TensorHeader]) -> None:
+    if len({header.slot for header in headers}) != len(headers):
+        raise ValueError("a slot is listed twice")
+
+
 class DataReport(WireModel):
     """What a client has loaded for one task: numbers of examples and where they come from."""
 
@@ -231,6 +236,13 @@ class UpdateHeader(WireModel):
     stream: U32
     tasks: Annotated[dict[Name, TaskContribution], Field(max_length=256)]
     tensors: Items[TensorHeader]
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        _require_unique_slots(self.tensors)
+        if any(tensor.held for tensor in self.tensors):
+            raise ValueError("an update brings all its tensors, none is held")
+        return self
 
     @property
     def digest(self) -> str:
@@ -347,6 +359,11 @@ class Work(WireModel):
     deadline_s: Seconds | None = None
     stream: U32
     tensors: Items[TensorHeader]
+
+    @model_validator(mode="after")
+    def _unique(self) -> Self:
+        _require_unique_slots(self.tensors)
+        return self
 
 
 class UpdateAck(WireModel):
