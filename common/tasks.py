@@ -115,9 +115,10 @@ class TaskSpec(StrictModel):
     @model_validator(mode="before")
     @classmethod
     def _defaults_by_kind(cls, entry: Any) -> Any:  # noqa: ANN401  # pydantic hands over whatever it was given
-        if not isinstance(entry, Mapping) or entry.get("kind") not in _LOSS:
-            return entry  # the field's own check says what is wrong
-        kind = entry["kind"]
+        if not isinstance(entry, Mapping):
+            return entry
+        # Of an unknown kind its own check says what is wrong; the rest needs no complaint then.
+        kind = entry["kind"] if entry.get("kind") in get_args(Kind) else "classification"
         return {"loss": _LOSS[kind], "metrics": _DEFAULT_METRICS[kind], **entry}
 
     @field_validator("text", "metrics", mode="before")
@@ -191,10 +192,8 @@ def load_registry(entries: Mapping[str, Any], source: str) -> dict[str, TaskSpec
     Raises:
         ConfigError: names file, key path, value and what is allowed.
     """
-    if not isinstance(entries, Mapping) or not entries:
-        raise ConfigError(
-            f"{source}: tasks: {entries!r} is not a mapping from task name to task with one task at least"
-        )
+    if not entries:
+        raise ConfigError(f"{source}: tasks: no task is given; write a mapping from task name to task")
     return {str(name): _load_entry(str(name), entry, source) for name, entry in entries.items()}
 
 

@@ -64,7 +64,7 @@ def read_file(path: Path, file_format: FileFormat, wanted: Sequence[str]) -> Tab
     except LookupError as error:
         raise DataError(f"{source}: cannot be read: {error}") from error
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{source}: cannot be read: {error or type(error).__name__}") from error
+        raise DataError(f"{source}: cannot be read: {type(error).__name__}: {error}") from error
 
 
 def _open_text(path: Path, encoding: str) -> io.TextIOBase:

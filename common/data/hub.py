@@ -43,22 +43,14 @@ def read_hub(origin: HubSource, split: str, wanted: Sequence[str], class_names: 
 
 def _load(origin: HubSource, split: str, source: str) -> Dataset:
     import datasets
+    from datasets.exceptions import DatasetsError
 
     try:
         return datasets.load_dataset(origin.hub, origin.config, split=split, revision=origin.revision)
-    except (
-        OSError,
-        ValueError,
-        RuntimeError,
-        ImportError,
-        httpx.HTTPError,
-        datasets.exceptions.DatasetsError,
-    ) as error:
-        call = (
-            f"datasets.load_dataset({origin.hub!r}, {origin.config!r}, split={split!r}, revision={origin.revision!r})"
-        )
+    except (OSError, ValueError, RuntimeError, ImportError, httpx.HTTPError, DatasetsError) as error:
+        arguments = f"{origin.hub!r}, {origin.config!r}, split={split!r}, revision={origin.revision!r}"
         raise DataError(
-            f"{source}: cannot be loaded. Tried {call}: {type(error).__name__}: {error}. "
+            f"{source}: cannot be loaded. Tried datasets.load_dataset({arguments}): {type(error).__name__}: {error}. "
             "Check the name, the config and the split; without a network, load it once where there is one and copy the "
             "datasets cache, or give local files (`data: {train: PATH, validation: PATH}`, or --data on the client)"
         ) from error

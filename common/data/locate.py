@@ -54,12 +54,8 @@ def locate(task: TaskSpec, data: Path | None) -> DataSource:
     common = {"limits": origin.limits, "sharding": origin.sharding, "seed": origin.seed}
     fraction = origin.validation if isinstance(origin, FilesSource | HubSource) else DEFAULT_VALIDATION
     fraction = fraction if isinstance(fraction, float) else DEFAULT_VALIDATION
-    written = origin.format if isinstance(origin, FilesSource) else FileFormat()
     if data.is_file():
-        # The task's format describes its own files; another type of file speaks for itself.
-        fits = type_of(data) in (None, _type(origin))
-        chosen = written if fits else FileFormat()
-        return FilesSource(train=str(data), validation=fraction, format=chosen, **common)
+        return FilesSource(train=str(data), validation=fraction, format=_format_for(data, origin), **common)
     if isinstance(origin, FilesSource) and origin.train is not None:
         validation = origin.validation if isinstance(origin.validation, float) else str(data / origin.validation)
         test = None if origin.test is None else str(data / origin.test)
@@ -69,15 +65,18 @@ def locate(task: TaskSpec, data: Path | None) -> DataSource:
     files = {split: _find(folder, split) for split in SPLIT_STEMS}
     if files["train"] is None:
         raise DataError(f"--data {data}: {folder} holds no file train.csv, .tsv, .jsonl or .parquet (or .gz of these)")
+    written = _format_for(Path(files["train"]), origin)
     return FilesSource(
         train=files["train"], validation=files["validation"] or fraction, test=files["test"], format=written, **common
     )
 
 
-def _type(origin: DataSource) -> str | None:
+def _format_for(path: Path, origin: DataSource) -> FileFormat:
+    """The task's own format where it describes this type of file; another type of file speaks for itself."""
     if not isinstance(origin, FilesSource):
-        return None
-    return origin.format.type or (type_of(Path(origin.train)) if origin.train else None)
+        return FileFormat()
+    described = origin.format.type or (type_of(Path(origin.train)) if origin.train else None)
+    return origin.format if described is None or type_of(path) in (None, described) else FileFormat()
 
 
 def _find(folder: Path, split: SplitName) -> str | None:

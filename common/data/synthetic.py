@@ -64,7 +64,7 @@ NEGATION: Final = "not"
 MARKS: Final = (".", "?", "and", "but")
 
 #: How often a small word hints at the relation of a pair.
-HINTED: Final = 0.6
+HINTED: Final = 0.7
 #: How often a pair that differs does so in polarity, not in topic.
 POLARITY_DIFFERS: Final = 0.75
 
@@ -104,7 +104,7 @@ def vocabulary() -> list[str]:
 
 def _sentiment(stream: random.Random) -> Row:
     label = stream.randrange(2)
-    mixed = stream.random() < 0.3
+    mixed = stream.random() < 0.15
     signs = [bool(label)] * 2 + [not label] if mixed else [bool(label)] * stream.randint(1, 2)
     stream.shuffle(signs)
     topic = stream.choice(TOPICS)
