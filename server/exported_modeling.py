@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 
-class FedmtlConfig(PreTrainedConfig):
+class FedmtlConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]  # transformers leaves it untyped
     """Encoder configuration, pooling and head."""
 
     model_type = "fedmtl"
@@ -47,10 +47,9 @@ class _Head(nn.Module):
 
     def __init__(self, input_size: int, config: FedmtlConfig) -> None:
         super().__init__()
-        width = config.head_hidden_size or input_size
-        self.hidden = nn.Linear(input_size, width) if config.head == "mlp" else None
+        self.hidden = nn.Linear(input_size, config.head_hidden_size or input_size) if config.head == "mlp" else None
         self.dropout = nn.Dropout(config.head_dropout)
-        self.output = nn.Linear(width if config.head == "mlp" else input_size, config.num_labels)
+        self.output = nn.Linear(self.hidden.out_features if self.hidden else input_size, config.num_labels or 1)
 
     def forward(self, pooled: Tensor) -> Tensor:
         if self.hidden is not None:

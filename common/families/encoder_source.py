@@ -8,9 +8,12 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.util
+import inspect
 import json
 import logging
 import os
+import re
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,7 +23,7 @@ from typing import Any, Final
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerFast
+from transformers import MODEL_MAPPING, AutoConfig, AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerFast
 from transformers.utils import logging as hf_logging
 
 from common.errors import ConfigError
@@ -159,7 +162,7 @@ def inline_config(inline: InlineEncoder, *, vocabulary_size: int, pad_id: int | 
         raise ConfigError(f"model.encoder.config.model_type: transformers knows no {model_type!r}") from error
     allowed = {*plain.to_dict(), *plain.attribute_map}
     for key in settings:
-        if key not in allowed:
+        if key not in allowed and not _read_by_model(plain, key):
             close = difflib.get_close_matches(key, allowed, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
             raise ConfigError(f"model.encoder.config.{key}: {model_type} has no such setting{hint}")
@@ -175,6 +178,15 @@ def inline_config(inline: InlineEncoder, *, vocabulary_size: int, pad_id: int | 
         return AutoConfig.for_model(model_type, **settings)
     except (ValueError, TypeError) as error:
         raise ConfigError(f"model.encoder.config: {model_type} does not take these settings: {error}") from error
+
+
+def _read_by_model(config: PreTrainedConfig, key: str) -> bool:
+    """Whether the model's code reads a setting that its configuration class does not declare, as DeBERTa's does."""
+    model_class = MODEL_MAPPING.get(type(config), None)
+    if not inspect.isclass(model_class):
+        return False
+    source = inspect.getsource(sys.modules[model_class.__module__])
+    return re.search(rf"""config(\.|, ["']){re.escape(key)}\b""", source) is not None
 
 
 def keep_first_layers(config: PreTrainedConfig, layers: int) -> None:
@@ -242,6 +254,8 @@ def read_tokenizer(name: str, source: EncoderSource | None, *, max_length: int) 
     for machine_bound in ("name_or_path", "is_local", "local_files_only", "_commit_hash"):
         settings.pop(machine_bound, None)
     settings["model_max_length"] = max_length
+    if settings.get("tokenizer_class") == "TokenizersBackend":  # the name before transformers 5; both versions load it
+        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
     return {
         TOKENIZER_JSON: tokenizer.backend_tokenizer.to_str().encode(),
         TOKENIZER_CONFIG_JSON: json.dumps(settings, indent=1, sort_keys=True).encode(),
