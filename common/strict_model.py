@@ -1,0 +1,11 @@
+"""The base of every configuration model: frozen, documented, and no key is ignored."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+
+class StrictModel(BaseModel):
+    """A pydantic model that refuses unknown keys and takes field descriptions from docstrings."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
