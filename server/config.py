@@ -24,9 +24,9 @@ class RunConfig(StrictModel):
     """What is run, and where it is kept."""
 
     name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_.-]{1,80}$")
-    """Name of the run and of its directory; made from the date and time when left out."""
-    dir: Path = Path("runs")
-    """The folder that holds run directories."""
+    """The run's id; made from the date and time when left out."""
+    dir: Path | None = None
+    """The run directory (also ``--run-dir``); ``runs/<run-id>`` under the working directory when left out."""
     rounds: int = Field(default=10, ge=1)
     """How many versions of the model to train."""
     seed: int = Field(default=0, ge=0, lt=2**53)

@@ -34,11 +34,11 @@ from common.messages import (
     UpdateHeader,
     Work,
 )
+from common.outbox import Outbox, OutboxFull
 from common.stream import StreamReceiver, asset_frames, chunk_frames
 from common.tensors import EncodedTensor
 from common.wire import decode_frame, encode_frame
 from server.link import Link
-from server.outbox import Outbox, OutboxFull
 from server.spool import SpooledUpdate, SpoolWriter
 
 if TYPE_CHECKING:
@@ -174,8 +174,9 @@ class Connection:
             part.result()
 
     async def _refuse(self, error: ProtocolError | TimeoutError) -> None:
-        late = isinstance(error, TimeoutError)
-        code, reason = ("timeout", "no hello came in time") if late else (error.code, error.reason)
+        if isinstance(error, TimeoutError):
+            error = ProtocolError("timeout", "no hello came in time")
+        code, reason = error.code, error.reason
         log.warning("refused %s: %s: %s", self.client_id or "an unknown peer", code, reason)
         self._federation.count_refusal(self, code)
         try:
@@ -205,13 +206,10 @@ class Connection:
 
     async def _watch(self) -> None:
         loop = asyncio.get_running_loop()
-        while True:
-            await asyncio.sleep(self._limits.heartbeat_s / 2)
-            silence = loop.time() - self._heard
-            # While a frame of its is being written to disk nothing is read, so silence proves nothing.
-            if silence > self._limits.silence_s and not self._occupied:
-                log.warning("%s has been silent for %.1f s: it counts as dead", self.client_id, silence)
-                return
+        # While a frame of its is being written to disk nothing is read, so silence proves nothing.
+        while (left := self._heard + self._limits.silence_s - loop.time()) > 0 or self._occupied:
+            await asyncio.sleep(left if left > 0 else self._limits.heartbeat_s)
+        log.warning("%s has been silent for %.1f s: it counts as dead", self.client_id, self._limits.silence_s)
 
     async def _receive(self) -> Message:
         event = await self._socket.receive()

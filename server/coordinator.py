@@ -99,6 +99,13 @@ class StopRequested:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class Crashed:
+    """Something of the server itself failed; the run can be resumed from its last commit."""
+
+    reason: str
+
+
 Event = (
     Joined
     | Left

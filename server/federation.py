@@ -9,6 +9,7 @@ order and never on the event loop).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Coroutine, Mapping
@@ -42,6 +43,7 @@ from server.events import EventFeed
 from server.history import History
 from server.model_state import ModelState
 from server.reduce import reduce_round
+from server.round import Examples
 from server.run_directory import RunDirectory
 from server.scoreboard import RoundRecord, Scoreboard
 from server.spool import Spool, SpooledUpdate
@@ -143,6 +145,7 @@ class Federation:
         self._aggregator = build_aggregator("weighted_sum")
         self._jobs: set[asyncio.Task[Any]] = set()
         self._failure = ""
+        self._empty = asyncio.Event()
 
     # --- the loop
 
@@ -161,7 +164,7 @@ class Federation:
 
     async def _restore_spool(self) -> None:
         """Count the updates that were accepted for the coming round before this process began."""
-        kept: dict[str, tuple[frozenset[str], core.Examples]] = {}
+        kept: dict[str, tuple[frozenset[str], Examples]] = {}
         for update in await self._in_lane(self._spool.load, self.model.version + 1):
             if (update.header.run_id, update.header.plan) == (self.run_id, self.model.plan.digest):
                 self._updates[update.client_id] = update
@@ -220,6 +223,7 @@ class Federation:
             raise ProtocolError("duplicate_client", f"a client called {hello.client_id!r} is connected already")
         connection.client_id, connection.tasks, connection.full = hello.client_id, tasks, hello.sync == "full"
         self._connections[hello.client_id] = connection
+        self._empty.clear()
         return self._introduction.welcome(hello, tasks, version, up, down), self._introduction.assets
 
     def joined(self, connection: Connection, ready: Ready) -> None:
@@ -240,6 +244,8 @@ class Federation:
         if self._connections.get(connection.client_id) is not connection:
             return
         del self._connections[connection.client_id]
+        if not self._connections:
+            self._empty.set()
         known = self.participants.get(connection.client_id)
         if known is not None and known.connection is connection:
             known.connection, known.last_seen = None, time.time()
@@ -258,7 +264,7 @@ class Federation:
             if missing := sorted(set(self.specs[task].metrics) - result.metrics.keys()):
                 raise ProtocolError("malformed", f"the evaluation of {task} lacks {missing}")
             if result.examples:
-                metrics = {name: result.metrics[name] for name in self.specs[task].metrics}
+                metrics: dict[str, float] = {name: result.metrics[name] for name in self.specs[task].metrics}
                 evaluation = Evaluation(metrics, result.loss, result.examples)
                 self.scoreboard.add_evaluation(report.version, connection.client_id, task, evaluation)
                 self._record(
@@ -360,7 +366,7 @@ class Federation:
             connection.dismiss(RoundClosed(round=round_id, reason=f"{code}: {reason}"))
 
     async def _discard(self, update: SpooledUpdate) -> None:
-        await self._in_lane(update.path.unlink, True)
+        await self._in_lane(self._spool.drop, update)
 
     async def _aggregate(self, command: core.Aggregate) -> None:
         """Fold, let the next round begin, and commit while clients already work on it."""
@@ -399,7 +405,7 @@ class Federation:
         self._spool.discard(self.model.version)
         self.directory.write_summary(self.summary())
 
-    def _close_record(self, current: OpenRound, contributions: Mapping[str, core.Examples], now: float) -> None:
+    def _close_record(self, current: OpenRound, contributions: Mapping[str, Examples], now: float) -> None:
         examples: dict[str, int] = {}
         for counts in contributions.values():
             for task, count in counts.items():
@@ -441,9 +447,22 @@ class Federation:
 
     # --- threads, jobs, records
 
-    def begin_run(self) -> None:
-        """Commit version 0 and record its plan; called once, before clients are let in."""
-        self._commit(None)
+    async def begin_run(self) -> None:
+        """Encode the version to start from, and commit it if it is a new run's; before clients are let in."""
+        await self._in_lane(self.model.encode)
+        if self.history.last_commit() is None:
+            await self._in_lane(self._commit, None)
+
+    def stop(self, reason: str) -> None:
+        """Ask the run to stop; it can be resumed."""
+        self.post(core.StopRequested(reason))
+
+    async def drained(self, patience_s: float) -> None:
+        """Wait until clients have taken their last messages and closed, but not for ever."""
+        if self._connections:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(patience_s):
+                    await self._empty.wait()
 
     async def _in_lane(self, work: Callable[..., Result], *arguments: Any) -> Result:  # noqa: ANN401  # passed on
         return await asyncio.get_running_loop().run_in_executor(self._lane, work, *arguments)

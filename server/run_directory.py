@@ -4,7 +4,7 @@
 
     runs/<run-id>/
       config.yaml                    the configuration as resolved
-      family/                        what export needs: description.json and the family's assets
+      family/                        what export and resume need: the family's description and assets
       run.db                         history (server.history)
       model/round-00007.safetensors  committed versions; the plan of each in its metadata
       spool/                         updates accepted and not yet committed (server.spool)
@@ -87,12 +87,6 @@ class RunDirectory:
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Keep the configuration as resolved."""
         write_durably(self.path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False).encode())
-
-    def write_family(self, description: Mapping[str, Any], assets: Mapping[str, bytes]) -> None:
-        """Keep what a model of the family can be rebuilt from without its original files."""
-        for name, content in assets.items():
-            write_durably(self.family / name, content)
-        write_durably(self.family / "description.json", json.dumps(dict(description), indent=1).encode())
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Replace summary.json."""

@@ -1,0 +1,126 @@
+"""``python -m client``: take part in a federation with the data of this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+import signal
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from common.console import set_up_logging
+from common.errors import EXIT_OK, ConfigError, FedmtlError
+
+if TYPE_CHECKING:
+    from client.session import Session
+
+log = logging.getLogger("fedmtl.client")
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+
+
+class Sync(StrEnum):
+    """How much of the model a client synchronises."""
+
+    SLICE = "slice"
+    FULL = "full"
+
+
+class _Arguments(typer.core.TyperCommand):
+    """Lets ``--tasks`` take several names at once: ``--tasks sst2 qqp``, beside ``--tasks sst2,qqp``."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]  # click's type
+        expanded: list[str] = []
+        after_tasks = False
+        for argument in args:
+            if argument.startswith("-"):
+                after_tasks = argument == "--tasks"
+                expanded.append(argument)
+                continue
+            if after_tasks and expanded[-1] != "--tasks":
+                expanded.append("--tasks")
+            expanded.append(argument)
+        return super().parse_args(ctx, expanded)
+
+
+@app.command(cls=_Arguments)
+def run(
+    client_id: Annotated[str, typer.Option(help="This client's name in the run, such as sst2_client.")],
+    tasks: Annotated[
+        list[str] | None, typer.Option(help="What this client has data for; left out: inferred from --client-id.")
+    ] = None,
+    server: Annotated[str, typer.Option(help="The federation's address.")] = "ws://127.0.0.1:8771/ws",
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of this client's data, or one file of training rows.")
+    ] = None,
+    token: Annotated[
+        str | None, typer.Option(envvar="FEDMTL_TOKEN", help="Proof of identity, if one is asked.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    shard: Annotated[str | None, typer.Option(help="I/N: this client's part where N clients share one source.")] = None,
+    sync: Annotated[
+        Sync, typer.Option(help="slice: the slots of its tasks. full: the whole model, both ways.")
+    ] = Sync.SLICE,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads; default: as the server's settings say.")
+    ] = None,
+    reconnect_for: Annotated[float, typer.Option(min=0, help="Seconds to try to come back to a lost server.")] = 120.0,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Log more.")] = False,
+) -> None:
+    """Take part in a federation: receive a slice of the model, train it here, send back what changed."""
+    set_up_logging(verbose=verbose)
+    try:
+        names = tuple(name for given in tasks or [] for name in given.split(",") if name)
+        if not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", client_id):
+            raise ConfigError(f"--client-id {client_id!r}: 1 to 64 letters, digits, '_', '.', '-'")
+        if not re.fullmatch(r"wss?://\S+", server):
+            raise ConfigError(f"--server {server!r}: expected ws://HOST:PORT/ws or wss://HOST:PORT/ws")
+        if data is not None and not data.exists():
+            raise ConfigError(f"--data {data}: there is no such file or folder")
+        # Imported here, as torch takes a second that a mistyped command should not.
+        from client.display import Display
+        from client.local_workload import LocalWorkload
+        from client.session import Identity, Session
+        from common.data import Shard
+
+        workload = LocalWorkload(data, device, Shard.parse(shard) if shard else None, sync.value, threads)
+        identity = Identity(server, client_id, names, token, sync.value, reconnect_for)
+        code = asyncio.run(_take_part(Session(identity, workload, Display())))
+    except FedmtlError as error:
+        log.error("%s", error)  # noqa: TRY400  # a person needs the sentence, not our stack
+        code = error.exit_code
+    raise typer.Exit(code)
+
+
+async def _take_part(session: Session) -> int:
+    """Run the session until it ends or a signal stops it."""
+    work = asyncio.create_task(session.run())
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        stopped.set()
+        work.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop)
+    try:
+        finished = await work
+    except asyncio.CancelledError:
+        if not stopped.is_set():
+            raise
+        log.info("stopped")
+        return EXIT_OK
+    log.info("the run is over after %d rounds: %s", finished.rounds_completed, finished.reason)
+    return EXIT_OK
+
+
+if __name__ == "__main__":
+    # Before torch is imported: idle worker threads should sleep, not spin, beside other processes.
+    os.environ.setdefault("KMP_BLOCKTIME", "0")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    app()

@@ -1,0 +1,46 @@
+"""When to try again after a lost connection: exponential delays with full jitter, for as long as one is told."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Final
+
+FIRST_S: Final = 0.25
+LONGEST_S: Final = 10.0
+
+
+class Backoff:
+    """Delays between attempts.
+
+    Args:
+        patience_s: how long after the last good connection (or the start) to go on trying.
+    """
+
+    def __init__(self, patience_s: float) -> None:
+        self.connected_before = False
+        self._patience_s = patience_s
+        self._attempt = 0
+        self._since: float | None = None
+        # Jitter keeps many clients from coming back at the same instant; it need not be reproducible.
+        self._random = secrets.SystemRandom()
+
+    def reset(self) -> None:
+        """A connection was established."""
+        self.connected_before = True
+        self._attempt = 0
+        self._since = None
+
+    def next(self, now: float) -> float | None:
+        """Seconds to wait before the next attempt, or None when patience is at its end.
+
+        Args:
+            now: the present on any clock that only goes forward, in seconds.
+        """
+        if self._since is None:
+            self._since = now
+        left = self._since + self._patience_s - now
+        if left <= 0:
+            return None
+        ceiling = min(LONGEST_S, FIRST_S * 2**self._attempt)
+        self._attempt += 1
+        return min(left, self._random.uniform(ceiling / 2, ceiling))

@@ -1,0 +1,162 @@
+"""The real workload: this client's data, the model family the server described, local training."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Container, Mapping
+from pathlib import Path
+from typing import Final, Literal, TypeVar
+
+import numpy as np
+import torch
+
+from client.device import choose_device
+from client.failures import TrainingCancelled, TrainingDiverged
+from client.trainer import LocalTrainer, TaskData
+from client.trainer import Progress as TrainerProgress
+from client.workload import Progress, Received, TrainedUpdate, WorkCancelled, WorkDeclined
+from common.data import Shard, SplitName, load_examples
+from common.errors import ConfigError
+from common.families import family_from_description
+from common.families.base import Family
+from common.messages import DataReport, TaskContribution, TaskEvaluation, Welcome, Work
+from common.plan import Slice
+from common.tasks import TaskSpec
+from common.tensors import NUMPY_DTYPES, EncodedTensor, encode_tensor
+from common.torch_tensors import decode, encode
+from common.training import Position, TrainSettings
+
+log = logging.getLogger("fedmtl.client")
+Result = TypeVar("Result")
+_SPLITS: Final[tuple[SplitName, ...]] = ("train", "validation")
+
+
+class LocalWorkload:
+    """Trains on rows of this machine.
+
+    Args:
+        data: folder that relative paths of the tasks are resolved against, or one file of training rows.
+        device: auto, cpu, cuda, cuda:N or mps.
+        shard: the part of the rows that is this client's, where several share one source.
+        sync: with ``full`` an update holds every slot, those of other tasks unchanged.
+        threads: CPU threads for tensor operations; None leaves it to the server's settings.
+    """
+
+    def __init__(
+        self,
+        data: Path | None,
+        device: str = "auto",
+        shard: Shard | None = None,
+        sync: Literal["slice", "full"] = "slice",
+        threads: int | None = None,
+    ) -> None:
+        self._path = data
+        self._device = choose_device(device)
+        self._shard = shard
+        self._sync = sync
+        self._threads = threads
+        self._trainer: LocalTrainer | None = None
+        self._settings = TrainSettings()
+        self._seed = 0
+        self._client_id = ""
+
+    def prepare(self, welcome: Welcome, assets: Mapping[str, bytes]) -> Mapping[str, DataReport]:
+        """Load and check this client's rows, encode them, build the family."""
+        specs = {name: TaskSpec.model_validate(spec) for name, spec in welcome.specs.items()}
+        family = family_from_description(welcome.family, assets, specs)
+        self._seed, self._client_id = welcome.seed, welcome.client_id
+        loaded = {task: self._load(family, specs[task]) for task in welcome.tasks}
+        self._trainer = LocalTrainer(family, {task: data for task, (data, _) in loaded.items()}, self._device)
+        log.info("training on %s", self._device)
+        return {task: report for task, (_, report) in loaded.items()}
+
+    def _load(self, family: Family, spec: TaskSpec) -> tuple[TaskData, DataReport]:
+        columns = family.feature_columns
+        parts = {
+            split: load_examples(spec, split, data=self._path, shard=self._shard, seed=self._seed, columns=columns)
+            for split in _SPLITS
+        }
+        encoded = {split: family.encode(spec.name, examples) for split, examples in parts.items()}
+        report = DataReport(
+            train=len(parts["train"]), validation=len(parts["validation"]), source=parts["train"].source[:2000]
+        )
+        log.info(
+            "%s: %d training, %d validation examples, %s", spec.name, report.train, report.validation, report.source
+        )
+        return TaskData(encoded["train"], encoded["validation"]), report
+
+    def evaluate(
+        self, work: Work, slice_: Slice, received: Received, cancelled: threading.Event
+    ) -> Mapping[str, TaskEvaluation]:
+        """Metrics of the received values on the validation rows."""
+        if work.training is not None:
+            self._settings = self._settings_of(work)
+        values = {slot: decode(header, payload) for slot, (header, payload) in received.items()}
+        results = self._doing(lambda: self._ready().evaluate(slice_, values, self._settings, cancelled))
+        return {
+            task: TaskEvaluation(metrics=dict(result.metrics), loss=result.loss, examples=result.examples)
+            for task, result in results.items()
+        }
+
+    def train(
+        self, work: Work, slice_: Slice, received: Received, progress: Progress, cancelled: threading.Event
+    ) -> TrainedUpdate:
+        """One round of local training."""
+        self._settings = self._settings_of(work)
+        values = {slot: decode(header, payload) for slot, (header, payload) in received.items()}
+
+        def report(done: TrainerProgress) -> None:
+            progress(done.done_steps, done.total_steps, done.loss)
+
+        result = self._doing(
+            lambda: self._ready().train(
+                slice_,
+                values,
+                self._settings,
+                Position(work.round, work.target_rounds),
+                self._seed,
+                self._client_id,
+                report,
+                cancelled,
+            )
+        )
+        tensors = [encode(slot, delta, allow_rows=True) for slot, delta in result.deltas.items()]
+        if self._sync == "full":
+            tensors += _unchanged(slice_, result.deltas.keys())
+        contributions = {
+            task: TaskContribution(
+                num_examples=done.num_examples, num_steps=done.num_steps, loss=done.loss, seconds=done.seconds
+            )
+            for task, done in result.reports.items()
+        }
+        return TrainedUpdate(contributions, tensors)
+
+    def _settings_of(self, work: Work) -> TrainSettings:
+        settings = TrainSettings.model_validate(work.training)
+        return settings.model_copy(update={"threads": self._threads}) if self._threads else settings
+
+    def _ready(self) -> LocalTrainer:
+        if self._trainer is None:
+            raise ConfigError("work came before the data was loaded")
+        return self._trainer
+
+    def _doing(self, work: Callable[[], Result]) -> Result:
+        """Run training or evaluation; what goes wrong with it is told in the session's terms."""
+        try:
+            return work()
+        except TrainingCancelled as error:
+            raise WorkCancelled(str(error)) from error
+        except TrainingDiverged as error:
+            raise WorkDeclined(str(error)) from error
+        except (MemoryError, torch.OutOfMemoryError) as error:
+            raise WorkDeclined(f"out of memory on {self._device}: lower training.batch_size ({error})") from error
+
+
+def _unchanged(slice_: Slice, trained: Container[str]) -> list[EncodedTensor]:
+    """Zero deltas for the slots of a full synchronisation that this client does not train."""
+    return [
+        encode_tensor(slot.id, np.zeros(slot.shape, NUMPY_DTYPES[slot.dtype]), dtype=slot.dtype)
+        for slot in slice_.travelling
+        if slot.id not in trained
+    ]
