@@ -118,7 +118,7 @@ class TaskSpec(StrictModel):
         if not isinstance(entry, Mapping):
             return entry
         # Of an unknown kind its own check says what is wrong; the rest needs no complaint then.
-        kind = entry["kind"] if entry.get("kind") in get_args(Kind) else "classification"
+        kind: Kind = "regression" if entry.get("kind") == "regression" else "classification"
         return {"loss": _LOSS[kind], "metrics": _DEFAULT_METRICS[kind], **entry}
 
     @field_validator("text", "metrics", mode="before")

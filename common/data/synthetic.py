@@ -108,7 +108,7 @@ def _sentiment(stream: random.Random) -> Row:
     signs = [bool(label)] * 2 + [not label] if mixed else [bool(label)] * stream.randint(1, 2)
     stream.shuffle(signs)
     topic = stream.choice(TOPICS)
-    clauses = [_clause(stream, stream.choice(topic), sign, negate=stream.random() < 0.1) for sign in signs]
+    clauses = [_clause(stream, stream.choice(topic), sign, negate=stream.random() < 0.05) for sign in signs]
     text = clauses[0]
     for before, sign, clause in zip(signs, signs[1:], clauses[1:], strict=False):
         text += f" {'and' if before == sign else 'but'} {clause}"
