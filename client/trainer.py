@@ -183,8 +183,7 @@ class LocalTrainer:
             TrainingDiverged: a loss or a delta is not finite; nothing of the round is kept.
             TrainingCancelled: `cancelled` was set; nothing of the round is kept.
         """
-        stream = derive_seed(seed, "round", position.round, "client", client_id, "dropout")
-        with self._work(settings, stream):
+        with _TURN, threads(settings.threads), deterministic(settings.deterministic):
             model = self._bind(slice_)
             received = self._with_residents(model, values, redo=position.round)
             model.load(received, training=True)
@@ -196,7 +195,10 @@ class LocalTrainer:
             batches = round_batches(lengths, settings, position, seed, client_id)
             total = round_steps(settings, {task: len(rows) for task, rows in lengths.items()})
 
-            reports = self._descend(model, batches, total, settings, position, progress, cancelled)
+            with dropout_stream(
+                self._device, derive_seed(seed, "round", position.round, "client", client_id, "dropout")
+            ):
+                reports = self._descend(model, batches, total, settings, position, progress, cancelled)
             return LocalResult(self._changes(model, received, frozenset(reports), position), reports)
 
     def _descend(
@@ -287,16 +289,6 @@ class LocalTrainer:
                     raise PlanError(f"slot {slot_id!r} lives on the client, which has neither kept nor got a value")
                 own[slot_id] = values[slot_id] if kept is None else kept
         return {**values, **own} if own else values
-
-    @contextmanager
-    def _work(self, settings: TrainSettings, stream: int) -> Iterator[None]:
-        with (
-            _TURN,
-            threads(settings.threads),
-            deterministic(settings.deterministic),
-            dropout_stream(self._device, stream),
-        ):
-            yield
 
 
 class _Tally:

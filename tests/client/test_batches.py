@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from client.batches import by_length, epoch, round_batches, share_steps
+from common.training import Position, TrainSettings
+
+NOW = Position(2, 5)
+
+
+def sentence_lengths(count: int, seed: int = 0) -> np.ndarray:
+    """Token counts like SST-2's phrases: mean about 13, many short, a tail to 60."""
+    return np.clip(np.random.default_rng(seed).lognormal(2.3, 0.7, count).astype(np.int64), 3, 64)
+
+
+@given(st.integers(1, 300), st.integers(1, 40), st.booleans(), st.integers(0, 99))
+def test_an_epoch_holds_every_example_once_in_full_batches(size: int, batch: int, buckets: bool, seed: int) -> None:
+    lengths = sentence_lengths(size)
+    batches = epoch(lengths, batch, np.random.default_rng(seed), buckets=buckets)
+    assert sorted(np.concatenate(batches).tolist()) == list(range(size))
+    assert sum(len(rows) < batch for rows in batches) <= 1
+    assert all(len(rows) <= batch for rows in batches)
+
+
+def padding_waste(lengths: np.ndarray, batches: list[np.ndarray]) -> float:
+    computed = sum(len(rows) * int(lengths[rows].max()) for rows in batches)
+    return 1 - int(lengths.sum()) / computed
+
+
+def test_buckets_keep_padding_below_a_tenth() -> None:
+    lengths = sentence_lengths(10_000)
+    rng = np.random.default_rng(1)
+    assert padding_waste(lengths, epoch(lengths, 32, rng, buckets=True)) < 0.1
+    assert padding_waste(lengths, epoch(lengths, 32, rng, buckets=False)) > 0.4
+    assert padding_waste(lengths, by_length(lengths, 128)) < 0.05
+
+
+def test_short_and_long_batches_come_mixed() -> None:
+    lengths = sentence_lengths(3_200)
+    tops = [int(lengths[rows].max()) for rows in epoch(lengths, 32, np.random.default_rng(1), buckets=True)]
+    assert abs(np.corrcoef(tops, np.arange(len(tops)))[0, 1]) < 0.3
+
+
+def drawn(
+    settings: TrainSettings, sizes: dict[str, int], *, position: Position = NOW, client: str = "c"
+) -> list[object]:
+    lengths = {task: sentence_lengths(size) for task, size in sizes.items()}
+    return [(batch.task, batch.indices.tolist()) for batch in round_batches(lengths, settings, position, 7, client)]
+
+
+def test_batches_follow_from_seed_round_and_client() -> None:
+    settings, sizes = TrainSettings(batch_size=8), {"a": 70, "b": 30}
+    assert drawn(settings, sizes) == drawn(settings, dict(reversed(sizes.items())))
+    assert drawn(settings, sizes) != drawn(settings, sizes, client="d")
+    assert drawn(settings, sizes) != drawn(settings, sizes, position=Position(3, 5))
+
+
+def test_steps_beyond_an_epoch_go_on_with_a_fresh_permutation() -> None:
+    rows = drawn(TrainSettings(local_steps=10, batch_size=10), {"a": 50})
+    first, second = rows[:5], rows[5:]
+    for half in (first, second):
+        assert sorted(index for _, indices in half for index in indices) == list(range(50))
+    assert first != second
+
+
+def test_one_step_over_a_batch_larger_than_the_data_takes_all_of_it() -> None:
+    ((task, rows),) = drawn(TrainSettings(local_steps=1, batch_size=100), {"a": 50})
+    assert task == "a"
+    assert sorted(rows) == list(range(50))
+
+
+@pytest.mark.parametrize(
+    ("sampling", "steps"),
+    [("proportional", {"a": 160, "b": 10}), ("even", {"a": 85, "b": 85}), ("sqrt", {"a": 136, "b": 34})],
+)
+def test_tasks_share_the_steps_as_configured(sampling: str, steps: dict[str, int]) -> None:
+    settings = TrainSettings.model_validate({"task_sampling": sampling, "batch_size": 10})
+    order = [task for task, _ in drawn(settings, {"a": 1600, "b": 100})]
+    assert Counter(order) == steps
+    assert order != sorted(order)
+
+
+@given(
+    st.integers(1, 200),
+    st.dictionaries(st.sampled_from("abcdef"), st.integers(1, 5000), min_size=1),
+    st.sampled_from(["proportional", "even", "sqrt"]),
+    st.integers(0, 1000),
+)
+def test_shares_add_up_and_round_at_most_to_the_next_step(
+    total: int, batches: dict[str, int], sampling: str, seed: int
+) -> None:
+    shares = share_steps(total, batches, sampling, np.random.default_rng(seed))  # type: ignore[arg-type]
+    assert sum(shares.values()) == total
+    weight = {t: {"proportional": float(n), "even": 1.0, "sqrt": n**0.5}[sampling] for t, n in batches.items()}
+    for task, steps in shares.items():
+        assert abs(steps - total * weight[task] / sum(weight.values())) < 1 + 1e-9
+
+
+def test_with_fewer_steps_than_tasks_each_gets_its_turn_in_proportion() -> None:
+    turns = Counter[str]()
+    for seed in range(2000):
+        turns += Counter(share_steps(1, {"a": 3, "b": 1}, "proportional", np.random.default_rng(seed)))
+    assert turns["a"] / 2000 == pytest.approx(0.75, abs=0.03)

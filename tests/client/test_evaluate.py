@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional
+
+from client.device import choose_device
+from client.evaluate import evaluate_task
+from client.failures import TrainingDiverged
+from client.slot_model import SlotModel
+from common.training import TrainSettings
+from tests.client.tiny_family import TASKS, TinyFamily, shared_slice, tiny_split, values_of
+
+
+@pytest.mark.parametrize("task", list(TASKS))
+def test_a_result_is_that_of_one_pass_over_all_rows_in_order(task: str) -> None:
+    family, split = TinyFamily(dropout=0.5), tiny_split(task, 37)
+    slice_ = shared_slice(family, task)
+    model = SlotModel(family, slice_, [task], choose_device("cpu"))
+    model.load(values_of(family, slice_), training=False)
+    result = evaluate_task(model, TASKS[task], split, TrainSettings(eval_batch_size=5))
+    with torch.inference_mode():
+        outputs = model.forward(task, split.collate(torch.arange(37).numpy()))
+    loss_of = functional.mse_loss if task == "score" else functional.cross_entropy
+    assert result.loss == pytest.approx(float(loss_of(outputs, split.labels)), rel=1e-5)
+    assert result.examples == 37
+    assert set(result.metrics) == set(TASKS[task].metrics)
+    if task != "score":
+        expected = float((outputs.argmax(1) == split.labels).double().mean())
+        assert result.metrics["accuracy"] == pytest.approx(expected)
+
+
+def test_outputs_that_are_not_finite_are_an_error() -> None:
+    family = TinyFamily()
+    slice_ = shared_slice(family, "mood")
+    model = SlotModel(family, slice_, ["mood"], choose_device("cpu"))
+    model.load(values_of(family, slice_) | {"heads.mood.bias@mood": torch.full((2,), torch.nan)}, training=False)
+    with pytest.raises(TrainingDiverged, match="mood"):
+        evaluate_task(model, TASKS["mood"], tiny_split("mood", 5), TrainSettings())

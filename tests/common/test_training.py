@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from common.training import Position, TrainSettings, learning_rate_factor, round_steps
+
+
+def factors(settings: TrainSettings, rounds: int, steps: int) -> list[float]:
+    return [
+        learning_rate_factor(settings, Position(number, rounds), step, steps)
+        for number, step in itertools.product(range(1, rounds + 1), range(steps))
+    ]
+
+
+def test_the_rate_rises_and_falls_once_over_the_whole_run() -> None:
+    assert factors(TrainSettings(warmup=0.2), rounds=5, steps=2) == pytest.approx(
+        [1 / 2, 1, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8]
+    )
+    assert factors(TrainSettings(warmup=0.5, schedule="constant"), rounds=2, steps=2) == pytest.approx([0.5, 1, 1, 1])
+
+
+@given(
+    st.floats(0, 1),
+    st.sampled_from(["linear", "constant"]),
+    st.integers(1, 12),
+    st.integers(1, 12),
+)
+def test_the_rate_stays_above_zero_and_has_one_peak(warmup: float, schedule: str, rounds: int, steps: int) -> None:
+    settings = TrainSettings.model_validate({"warmup": warmup, "schedule": schedule})
+    curve = factors(settings, rounds, steps)
+    assert all(0 < factor <= 1 for factor in curve)
+    rises = [after > before for before, after in itertools.pairwise(curve) if after != before]
+    assert rises == sorted(rises, reverse=True)
+
+
+def test_a_position_outside_the_run_is_refused() -> None:
+    for number in (0, 6):
+        with pytest.raises(ValueError, match="does not lie in"):
+            Position(number, 5)
+
+
+def test_epochs_or_steps_but_not_both() -> None:
+    assert TrainSettings().local_epochs == 1
+    assert TrainSettings(local_steps=5).local_epochs is None
+    with pytest.raises(ValidationError, match="exclude each other"):
+        TrainSettings(local_epochs=1, local_steps=5)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"learning_rate": 0},
+        {"learning_rate": float("nan")},
+        {"batch_size": 0},
+        {"warmup": 1.5},
+        {"optimizer": "adam"},
+        {"precision": "fp16"},
+        {"momentum": 0.9},
+        {"local_epochs": float("inf")},
+        {"learn_rate": 0.1},
+        {"max_grad_norm": 0},
+        {"threads": 0},
+    ],
+)
+def test_settings_out_of_bounds_or_unknown_are_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValidationError, match=next(iter(wrong))):
+        TrainSettings.model_validate(wrong)
+
+
+@pytest.mark.parametrize("settings", [TrainSettings(), TrainSettings(local_steps=3), TrainSettings(max_grad_norm=None)])
+def test_settings_survive_the_wire(settings: TrainSettings) -> None:
+    assert TrainSettings.model_validate(settings.model_dump(mode="json")) == settings
+
+
+def test_every_setting_is_documented() -> None:
+    assert all(field.description for field in TrainSettings.model_fields.values())
+
+
+def test_steps_of_a_round() -> None:
+    sizes = {"a": 65, "b": 32}
+    assert round_steps(TrainSettings(batch_size=32), sizes) == 4
+    assert round_steps(TrainSettings(batch_size=32, local_epochs=0.5), sizes) == 2
+    assert round_steps(TrainSettings(batch_size=32, local_epochs=0.01), sizes) == 1
+    assert round_steps(TrainSettings(batch_size=10, local_epochs=0.1), {"a": 300}) == 3
+    assert round_steps(TrainSettings(local_steps=9), sizes) == 9
