@@ -60,7 +60,7 @@ def decode_frame(data: bytes | bytearray | memoryview) -> Message:
     """
     frame = memoryview(data).toreadonly()
     body = frame[:-CHECKSUM_BYTES]
-    if len(frame) <= CHECKSUM_BYTES or _checksum(body) != frame[-CHECKSUM_BYTES:]:
+    if _checksum(body) != frame[-CHECKSUM_BYTES:]:
         raise ProtocolError("checksum", f"a frame of {len(frame)} bytes does not end in the checksum of its content")
     chunk = _decode_chunk(body)
     if chunk is not None:

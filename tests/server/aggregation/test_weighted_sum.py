@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from common.errors import ConfigError, PlanError
+from server.aggregation import DenseDelta, RowsDelta, SlotUpdate, WeightedSum, build_aggregator, weighted_sum
+
+
+def update(client: str, weight: float, delta: Tensor) -> SlotUpdate:
+    return SlotUpdate(client, weight, 1, DenseDelta.of(delta))
+
+
+def reference(value: Tensor, updates: list[tuple[float, Tensor]]) -> Tensor:
+    total = value.double()
+    for weight, delta in updates:
+        total = total + weight * delta.double()
+    return total.to(value.dtype)
+
+
+@given(st.lists(st.integers(1, 4), max_size=3), st.lists(st.floats(-2, 2), min_size=1, max_size=5), st.integers(0, 99))
+def test_a_slot_moves_by_the_weighted_sum_of_its_deltas(shape: list[int], weights: list[float], seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    value = torch.randn(shape, generator=generator)
+    before = value.clone()
+    deltas = [torch.randn(shape, generator=generator) for _ in weights]
+    result = WeightedSum().reduce(
+        value, [update(f"c{k}", weight, delta) for k, (weight, delta) in enumerate(zip(weights, deltas, strict=True))]
+    )
+    torch.testing.assert_close(result, reference(value, list(zip(weights, deltas, strict=True))), rtol=1e-6, atol=1e-6)
+    assert result.dtype is value.dtype
+    assert torch.equal(value, before)
+    assert not np.shares_memory(result.numpy(), value.numpy())
+
+
+@given(st.permutations(range(6)))
+def test_the_order_of_arrival_does_not_change_a_bit(order: list[int]) -> None:
+    generator = torch.Generator().manual_seed(1)
+    value = torch.randn(50, generator=generator)
+    updates = [update(f"c{k}", 0.1 + k, torch.randn(50, generator=generator) * 10.0**k) for k in range(6)]
+    expected = WeightedSum().reduce(value, updates)
+    assert torch.equal(WeightedSum().reduce(value, [updates[k] for k in order]), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])  # float64 hides no bit of the sum
+@pytest.mark.parametrize("size", [1, 31, 4097, 100_003])
+def test_neither_threads_nor_blocks_change_a_bit(
+    size: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.Generator().manual_seed(size)
+    value = torch.randn(size, generator=generator, dtype=dtype)
+    small = 7 if size < 5000 else 999
+    updates = [update(f"c{k}", 1 / (3 + k), torch.randn(size, generator=generator)) for k in range(4)]
+    results = []
+    threads = torch.get_num_threads()
+    try:
+        for count, block in [
+            (1, 2**19),
+            (2, 2**19),
+            (3, 2**19),
+            (1, 1000),
+            (2, 65_536),
+            (1, 7 if size < 5000 else 999),
+        ]:
+            torch.set_num_threads(count)
+            monkeypatch.setattr(weighted_sum, "BLOCK", block)
+            results.append(hashlib.sha256(WeightedSum().reduce(value, updates).numpy().tobytes()).hexdigest())
+    finally:
+        torch.set_num_threads(threads)
+    assert len(set(results)) == 1
+
+
+def test_rows_give_the_same_bits_as_the_dense_delta(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weighted_sum, "BLOCK", 1000)
+    value = torch.randn(300, 17)
+    values = torch.randn(40, 17)
+    indices = torch.randperm(300)[:40].sort().values
+    dense = torch.zeros(300, 17)
+    dense[indices] = values
+    rows = SlotUpdate("a", 0.3, 1, RowsDelta.of((300, 17), indices, values))
+    assert torch.equal(WeightedSum().reduce(value, [rows]), WeightedSum().reduce(value, [update("a", 0.3, dense)]))
+
+
+def test_small_terms_survive_beside_large_ones() -> None:
+    """In float32 each 1.0 would vanish beside 1e8."""
+    value = torch.tensor([1e8])
+    updates = [update(f"c{k:02}", 1.0, torch.tensor([1.0])) for k in range(16)]
+    assert WeightedSum().reduce(value, [*updates, update("z", 1.0, torch.tensor([-1e8]))]).item() == 16.0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_the_result_keeps_the_type_of_the_slot(dtype: torch.dtype) -> None:
+    value, delta = torch.randn(9).to(dtype), torch.randn(9).to(dtype)
+    result = WeightedSum().reduce(value, [update("a", 0.5, delta)])
+    assert result.dtype is dtype
+    assert torch.equal(result, reference(value, [(0.5, delta)]))
+
+
+def test_one_pinned_value() -> None:
+    value, one, two = torch.tensor([1.0, 2.0]), torch.tensor([4.0, 0.0]), torch.tensor([0.0, 8.0])
+    assert WeightedSum().reduce(value, [update("a", 0.25, one), update("b", 0.75, two)]).tolist() == [2.0, 8.0]
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (3, 0)])
+def test_scalars_and_empty_slots_work(shape: tuple[int, ...]) -> None:
+    assert WeightedSum().reduce(torch.ones(shape), [update("a", 2.0, torch.ones(shape))]).shape == shape
+
+
+def test_a_value_that_is_not_contiguous_works() -> None:
+    value = torch.randn(4, 5).t()
+    assert torch.equal(WeightedSum().reduce(value, [update("a", 1.0, torch.zeros(5, 4))]), value)
+
+
+def test_what_cannot_be_averaged_is_refused() -> None:
+    for value, updates in [
+        (torch.ones(2), []),
+        (torch.ones(2), [update("a", 1.0, torch.ones(3))]),
+        (torch.ones(2, dtype=torch.int64), [update("a", 1.0, torch.ones(2))]),
+    ]:
+        with pytest.raises(PlanError):
+            WeightedSum().reduce(value, updates)
+
+
+def test_aggregators_are_found_by_name() -> None:
+    assert isinstance(build_aggregator(), WeightedSum)
+    with pytest.raises(ConfigError, match="weighted_sum"):
+        build_aggregator("median")

@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from common.messages import Chunk, UpdateHeader
+from common.stream import StreamReceiver, chunk_frames
+from common.torch_tensors import encode
+from common.wire import decode_frame
+from server.spool import Spool, SpooledUpdate, SpoolError, SpoolWriter, round_folder
+
+EMBEDDING = torch.zeros(200, 6)
+EMBEDDING[[0, 17, 199]] = torch.arange(18.0).view(3, 6) - 4
+TENSORS: dict[str, Tensor] = {
+    "embedding@a": EMBEDDING,
+    "dense@a": torch.arange(1000.0),
+    "half@a": torch.arange(10).to(torch.bfloat16),
+    "scale@a": torch.tensor(3.5),
+    "none@a": torch.zeros(0, 4),
+}
+ENCODED = [encode(slot, tensor, allow_rows=True) for slot, tensor in TENSORS.items()]
+
+
+def header(round_number: int = 7) -> UpdateHeader:
+    return UpdateHeader(
+        run_id="run",
+        round=round_number,
+        version=round_number - 1,
+        plan="ab",
+        stream=3,
+        tasks={},
+        tensors=tuple(tensor.header for tensor in ENCODED),
+    )
+
+
+def fill(writer: SpoolWriter, of: UpdateHeader) -> None:
+    receiver = StreamReceiver(of.stream, of.tensors, writer)
+    for frame in chunk_frames(of.stream, ENCODED, 256):
+        chunk = decode_frame(frame)
+        assert isinstance(chunk, Chunk)
+        receiver.accept(chunk)
+    assert receiver.complete
+
+
+def spooled(directory: Path, client_id: str = "c1", round_number: int = 7) -> SpooledUpdate:
+    writer = SpoolWriter(directory, header(round_number), client_id)
+    fill(writer, header(round_number))
+    return writer.commit()
+
+
+def assert_deltas(update: SpooledUpdate) -> None:
+    update.open()
+    for slot, tensor in TENSORS.items():
+        delta = update.delta(slot)
+        assert delta.shape == tuple(tensor.shape)
+        for start, stop in [(0, tensor.numel()), (tensor.numel() // 3, tensor.numel() // 2)]:
+            out = torch.full((stop - start,), 9.0, dtype=torch.float64)
+            delta.read(start, out)
+            expected = tensor.reshape(-1)[start:stop].double()
+            assert torch.equal(out, expected)
+            accumulator = torch.ones_like(expected)
+            delta.add_to(accumulator, start, 2.0)
+            assert torch.equal(accumulator, 1 + 2 * expected)
+    update.close()
+
+
+def test_a_committed_update_can_be_read_now_and_after_a_restart(tmp_path: Path) -> None:
+    update = spooled(tmp_path)
+    assert_deltas(update)
+    [loaded] = Spool(tmp_path).load(7, verify=True)
+    assert (loaded.client_id, loaded.header) == ("c1", header())
+    assert_deltas(loaded)
+
+
+def test_only_committed_updates_of_the_round_are_loaded_by_client_id(tmp_path: Path) -> None:
+    for client_id in ("b.update", "c", "a"):
+        spooled(tmp_path, client_id)
+    spooled(tmp_path, "other_round", 8)
+    fill(SpoolWriter(tmp_path, header(), "interrupted"), header())
+    abandoned = SpoolWriter(tmp_path, header(), "abandoned")
+    abandoned.abandon()
+    abandoned.abandon()
+    spool = Spool(tmp_path)
+    assert [update.client_id for update in spool.load(7)] == ["a", "b.update", "c"]
+    assert sorted(path.name for path in round_folder(tmp_path, 7).iterdir()) == [
+        "a.update", "b.update.update", "c.update",
+    ]  # fmt: skip
+    assert spool.load(9) == []
+
+
+def test_a_resent_update_replaces_the_first(tmp_path: Path) -> None:
+    first = SpoolWriter(tmp_path, header(), "c1")
+    spooled(tmp_path)
+    fill(first, header())
+    assert_deltas(first.commit())
+    assert len(Spool(tmp_path).load(7)) == 1
+
+
+def test_commit_is_durable_before_the_name_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A crash after the rename must find the bytes: fsync of the file, rename, fsync of the folder."""
+    steps: list[str] = []
+    real_fsync, real_replace = os.fsync, Path.replace
+
+    def fsync(descriptor: int) -> None:
+        steps.append("fsync folder" if os.path.isdir(f"/proc/self/fd/{descriptor}") else "fsync file")
+        real_fsync(descriptor)
+
+    def replace(self: Path, target: Path) -> Path:
+        steps.append("rename")
+        return real_replace(self, target)
+
+    writer = SpoolWriter(tmp_path, header(), "c1")
+    fill(writer, header())
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(Path, "replace", replace)
+    writer.commit()
+    assert steps == ["fsync file", "rename", "fsync folder"]
+
+
+def test_a_commit_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    writer = SpoolWriter(tmp_path, header(), "c1")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        writer.commit()
+    assert list(round_folder(tmp_path, 7).iterdir()) == []
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@given(data=st.data())
+def test_a_torn_or_altered_file_is_dropped(tmp_path: Path, data: st.DataObject) -> None:
+    path = spooled(tmp_path).path
+    content = bytearray(path.read_bytes())
+    if data.draw(st.booleans()):
+        del content[data.draw(st.integers(0, len(content) - 1)) :]
+    else:
+        # Bytes between payloads are padding that nobody reads.
+        used = [*range(16, 16 + int.from_bytes(content[8:12], "little")), *range(8)]
+        end = len(content)
+        used += range(end - 4, end)
+        content[data.draw(st.sampled_from(used))] ^= data.draw(st.integers(1, 255))
+    path.write_bytes(content)
+    assert Spool(tmp_path).load(7, verify=True) == []
+    assert not path.exists()
+
+
+def test_a_file_of_another_round_is_dropped(tmp_path: Path) -> None:
+    path = spooled(tmp_path, "c1", 6).path
+    target = round_folder(tmp_path, 7)
+    target.mkdir()
+    path.rename(target / path.name)
+    assert Spool(tmp_path).load(7) == []
+
+
+def test_discard_removes_the_rounds_up_to_one(tmp_path: Path) -> None:
+    for round_number in (1, 2, 3):
+        spooled(tmp_path, "c1", round_number)
+    spool = Spool(tmp_path)
+    (tmp_path / "notes").mkdir()
+    spool.discard(2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes", "round-00003"]
+    spool.discard(2)
+
+
+def test_drop_removes_one_update(tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    kept, dropped = spooled(tmp_path, "kept"), spooled(tmp_path, "dropped")
+    spool.drop(dropped)
+    spool.drop(dropped)
+    assert [update.client_id for update in spool.load(7)] == [kept.client_id]
+
+
+def test_deltas_need_an_open_file_and_a_slot_of_the_update(tmp_path: Path) -> None:
+    update = spooled(tmp_path)
+    delta = update.delta("dense@a")
+    with pytest.raises(SpoolError, match="not open"):
+        delta.read(0, torch.zeros(4))
+    with pytest.raises(KeyError):
+        update.delta("other@a")
+    update.open()
+    update.open()
+    update.path.write_bytes(b"")
+    with pytest.raises(SpoolError, match="ends early"):
+        delta.read(0, torch.zeros(4))
+    update.close()
+    update.close()
