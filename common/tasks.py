@@ -33,7 +33,7 @@ Kind = Literal["classification", "regression"]
 Loss = Literal["cross_entropy", "mse"]
 ClassificationMetric = Literal["accuracy", "f1", "matthews", "auc"]
 RegressionMetric = Literal["pearson", "spearman", "mse", "mae"]
-MetricName = ClassificationMetric | RegressionMetric
+MetricName = Literal[ClassificationMetric, RegressionMetric]
 
 ANYTHING_ELSE: Final = "*"
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -79,7 +79,7 @@ class TaskSpec(StrictModel):
     """The lowest and highest score that a regression label may have; default any."""
     loss: Loss
     """Follows from `kind`: cross_entropy or mse."""
-    metrics: tuple[MetricName, ...] = Field(min_length=1)
+    metrics: tuple[MetricName, ...]
     """The first is the task's primary metric. Default accuracy, or pearson and spearman."""
     data: DataSource = FilesSource()
     """Where the rows come from; left out, each client names its own with `--data`."""
@@ -149,6 +149,8 @@ class TaskSpec(StrictModel):
     def _consistent(self) -> Self:
         if self.loss != _LOSS[self.kind]:
             raise ValueError(f"loss {self.loss!r} does not fit kind {self.kind!r}: allowed is {_LOSS[self.kind]!r}")
+        if not self.metrics:
+            raise ValueError(f"`metrics` is empty: allowed are {list(_METRICS[self.kind])}")
         if wrong := [metric for metric in self.metrics if metric not in _METRICS[self.kind]]:
             raise ValueError(f"metrics {wrong} do not fit kind {self.kind!r}: allowed are {list(_METRICS[self.kind])}")
         if len({*self.text, self.label}) != len(self.text) + 1:

@@ -3,24 +3,20 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from common.data import Examples
+from common.data import Column, Examples
 from common.errors import DataError
 
 
-def _examples(**columns: object) -> Examples:
-    count = len(next(iter(columns.values())))  # type: ignore[call-overload]
-    rows = np.arange(11, 11 + count)
-    return Examples("t", "train", columns, np.zeros(count, dtype=np.int64), rows, "f.csv")  # type: ignore[arg-type]
+def _examples(**columns: Column) -> Examples:
+    count = len(next(iter(columns.values())))
+    return Examples("t", "train", columns, np.arange(count), np.arange(11, 11 + count), "f.csv")
 
 
 def test_taken_rows_keep_their_text_label_and_row_number() -> None:
-    examples = Examples(
-        "t", "train", {"s": ["a", "b", "c"], "n": np.array([1.0, 2, 3])}, np.array([0, 1, 2]), np.array([1, 2, 3]), "f"
-    )
-    taken = examples.take([2, 0])
+    taken = _examples(s=["a", "b", "c"], n=np.array([1.0, 2, 3])).take([2, 0])
     assert len(taken) == 2
     assert taken.columns["s"] == ["c", "a"]
-    assert [x.tolist() for x in (taken.columns["n"], taken.labels, taken.rows)] == [[3, 1], [2, 0], [3, 1]]  # type: ignore[union-attr]
+    assert [list(values) for values in (taken.columns["n"], taken.labels, taken.rows)] == [[3, 1], [2, 0], [13, 11]]
 
 
 def test_numbers_come_from_text_and_arrays() -> None:
@@ -32,7 +28,7 @@ def test_numbers_come_from_text_and_arrays() -> None:
     ("values", "found"),
     [(["1", "x"], "'x'"), (["1", ""], "''"), (["1", "inf"], "'inf'"), (np.array([1, np.nan]), "nan")],
 )
-def test_what_is_no_number_is_refused_with_the_row_of_its_source(values: object, found: str) -> None:
+def test_what_is_no_number_is_refused_with_the_row_of_its_source(values: Column, found: str) -> None:
     with pytest.raises(DataError, match=r"f.csv: column 'n' must hold numbers; data row 12: found ") as refused:
         _examples(n=values).numbers("n")
     assert found in str(refused.value)

@@ -40,10 +40,9 @@ def test_dirichlet_shards_are_disjoint_complete_and_none_is_empty(
     array = np.array(labels)
     try:
         parts = [sharding.dirichlet(array, shard, alpha, seed) for shard in _shards(count)]
-    except DataError as error:
-        assert "sharding.alpha" in str(error)
-        # Unlikely for this many draws unless there are few rows for a skewed division.
-        assume(len(labels) > 40 * count and alpha >= 1)
+    except DataError:
+        # In a hundred draws only where there are few rows for the shards, or the division is very skewed.
+        assume(len(labels) > 10 * count and alpha >= 1)
         raise
     _assert_partition(parts, len(labels))
     assert all(len(part) for part in parts)
