@@ -87,6 +87,9 @@ class SpoolWriter:
         prefix = _file_prefix(header)
         self._begin = len(prefix)
         self._offsets, self._size = _layout(header, self._begin)
+        # A connection that ends abandons its update while a thread may still be writing a chunk of it; without
+        # the lock the thread could write to a descriptor that by then belongs to another client's file.
+        self._lock = threading.Lock()
         self._file = os.open(self._partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             _write_all(self._file, memoryview(prefix), 0)
@@ -95,8 +98,13 @@ class SpoolWriter:
             raise
 
     def write(self, tensor: int, offset: int, data: memoryview) -> None:
-        """Store a piece of the payload of header number `tensor`."""
-        _write_all(self._file, data, self._offsets[tensor] + offset)
+        """Store a piece of the payload of header number `tensor`.
+
+        Raises:
+            OSError: it can't be written, or the update was abandoned.
+        """
+        with self._lock:
+            _write_all(self._file, data, self._offsets[tensor] + offset)
 
     def commit(self) -> SpooledUpdate:
         """Make the update durable; when this returns it survives a crash of the machine.
@@ -105,21 +113,23 @@ class SpoolWriter:
             OSError: it could not be written; nothing is left behind.
         """
         try:
-            os.ftruncate(self._file, self._size)
-            os.fsync(self._file)
-            self._partial.replace(self._final)
+            with self._lock:
+                os.ftruncate(self._file, self._size)
+                os.fsync(self._file)
+                self._partial.replace(self._final)
+                self._close()
         except OSError:
             self.abandon()
             raise
-        self._close()
         _sync_folder(self._final.parent)
         return SpooledUpdate(self._final, self._client_id, self._header, self._begin)
 
     def abandon(self) -> None:
         """Forget what has come; harmless after `commit` or twice."""
-        if self._file >= 0:
-            self._close()
-            self._partial.unlink(missing_ok=True)
+        with self._lock:
+            if self._file >= 0:
+                self._close()
+                self._partial.unlink(missing_ok=True)
 
     def _close(self) -> None:
         file, self._file = self._file, -1

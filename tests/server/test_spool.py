@@ -152,6 +152,17 @@ def test_a_torn_or_altered_file_is_dropped(tmp_path: Path, data: st.DataObject) 
     assert not path.exists()
 
 
+def test_nothing_is_written_after_an_update_was_abandoned(tmp_path: Path) -> None:
+    """Its descriptor may belong to another file by then."""
+    writer = SpoolWriter(tmp_path, header(), "c1")
+    writer.abandon()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        writer.write(0, 0, memoryview(b"12345678"))
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        writer.commit()
+    assert Spool(tmp_path).load(7) == []
+
+
 def test_a_file_of_another_round_is_dropped(tmp_path: Path) -> None:
     path = spooled(tmp_path, "c1", 6).path
     target = round_folder(tmp_path, 7)

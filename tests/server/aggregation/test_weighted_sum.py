@@ -55,7 +55,6 @@ def test_neither_threads_nor_blocks_change_a_bit(
 ) -> None:
     generator = torch.Generator().manual_seed(size)
     value = torch.randn(size, generator=generator, dtype=dtype)
-    small = 7 if size < 5000 else 999
     updates = [update(f"c{k}", 1 / (3 + k), torch.randn(size, generator=generator)) for k in range(4)]
     results = []
     threads = torch.get_num_threads()
