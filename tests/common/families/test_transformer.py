@@ -8,7 +8,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModel, BertConfig, BertModel
+from tokenizers import pre_tokenizers
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    BertConfig,
+    BertModel,
+    RobertaConfig,
+    RobertaModel,
+    RobertaTokenizer,
+)
 
 from common.errors import ConfigError, ProtocolError
 from common.families import build_family, family_from_description
@@ -165,15 +175,46 @@ def test_a_folder_without_weights_is_refused_at_once_and_the_message_says_what_t
         build_family(config(family="transformer", encoder=str(BERT_TINY)), TASKS, base_dir=Path())
 
 
-def test_the_first_layers_carry_the_pretrained_weights(checkpoint: tuple[Path, BertModel]) -> None:
-    folder, model = checkpoint
-    family = from_folder(folder, layers=2)
-    values = family.initial_values(1)
-    pretrained = dict(model.named_parameters())
-    names = [name for name in values if name.startswith("encoder.")]
-    assert all(torch.equal(values[name], pretrained[name.removeprefix("encoder.")]) for name in names)
-    assert {p.group for p in family.blueprint().parameters} == {"embeddings", "layer.0", "layer.1", "pooler", "head"}
-    assert family.summary().encoder == "checkpoint, first 2 of 3 layers"
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_the_first_layers_carry_the_pretrained_weights(encoder: str, tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoint"
+    scratch = text_family(encoder)
+    folder.mkdir()
+    for name, content in scratch.assets().items():
+        (folder / name).write_bytes(content)
+    settings = dict(scratch.describe()["encoder"])
+    config_of_all = AutoConfig.for_model(settings.pop("model_type"), **settings)
+    whole = AutoModel.from_config(config_of_all)  # type: ignore[no-untyped-call]  # transformers leaves it untyped
+    whole.save_pretrained(folder)
+    family = from_folder(folder, layers=1)
+    pretrained = dict(whole.named_parameters())
+    names = [name.removeprefix("encoder.") for name in family.initial_values(1) if name.startswith("encoder.")]
+    values = family.initial_values(2)
+    assert all(torch.equal(values[f"encoder.{name}"], pretrained[name]) for name in names)
+    assert not any("layer.1." in name for name in names)
+    groups = {p.group for p in family.blueprint().parameters}
+    assert groups - {"pooler", "encoder"} == {"embeddings", "layer.0", "head"}
+    assert family.summary().encoder.startswith("checkpoint, first 1 of")
+
+
+def test_a_byte_level_tokenizer_and_its_special_ids_are_taken_from_the_folder(tmp_path: Path) -> None:
+    """RoBERTa's layout: <s> A </s></s> B </s>, padding id 1, no type ids."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: i for i, token in enumerate(["<s>", "<pad>", "</s>", "<unk>", "<mask>", *letters])}
+    folder = tmp_path / "roberta"
+    RobertaTokenizer(vocab=vocabulary, merges=[]).save_pretrained(folder)
+    settings = {**ENCODERS["roberta"], "vocab_size": len(vocabulary)}
+    RobertaModel(RobertaConfig(**{k: v for k, v in settings.items() if k != "model_type"})).save_pretrained(folder)
+    family = from_folder(folder)
+    assert family.describe()["pad_id"] == 1
+    rows = texts("qqp", ["ab", "c", "Äb c"])
+    ours = family.encode("qqp", rows).collate(torch.arange(3).numpy())
+    theirs = AutoTokenizer.from_pretrained(folder)(*rows.columns.values(), padding=True, return_tensors="pt")
+    assert set(ours) == {"input_ids", "attention_mask"}
+    assert torch.equal(ours["input_ids"], theirs["input_ids"])
+    assert torch.equal(ours["attention_mask"], theirs["attention_mask"])
+    assert ours["input_ids"][0, :3].tolist() == [0, vocabulary["a"], vocabulary["b"]]
+    assert (ours["input_ids"] == 1).any()
 
 
 def test_weights_random_ignores_the_checkpoint(checkpoint: tuple[Path, BertModel]) -> None:

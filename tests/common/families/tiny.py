@@ -26,11 +26,12 @@ TASKS: dict[str, TaskSpec] = load_registry(
 
 _SIZES = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 48, "max_position_embeddings": 40}
 
-#: Architecture to the configuration of a tiny encoder with three layers.
+#: Architecture to the configuration of a tiny encoder with two or three layers.
 ENCODERS: dict[str, dict[str, Any]] = {
     "bert": {"model_type": "bert", "num_hidden_layers": 3, **_SIZES},
     "minilm": {"model_type": "bert", "num_hidden_layers": 3, **_SIZES, "hidden_size": 24, "intermediate_size": 96},
     "roberta": {"model_type": "roberta", "num_hidden_layers": 3, "type_vocab_size": 1, **_SIZES},
+    "distilroberta": {"model_type": "roberta", "num_hidden_layers": 2, "type_vocab_size": 1, **_SIZES},
     "deberta-v2": {
         "model_type": "deberta-v2",
         "num_hidden_layers": 3,
