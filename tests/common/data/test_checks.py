@@ -77,6 +77,12 @@ def test_what_is_no_score_is_refused_with_its_row(bad: object) -> None:
         check_labels(REGRESSION, ["1.0", bad], (), "f")
 
 
+@pytest.mark.parametrize("bad", ["nan", math.nan, math.inf, "-inf"])
+def test_a_score_must_be_finite_even_without_a_range(bad: object) -> None:
+    with pytest.raises(DataError, match=r"data row 1: found .*allowed: finite numbers"):
+        check_labels(_task(kind="regression", labels=[]), [bad], (), "f")
+
+
 def test_only_five_rows_and_the_number_of_the_rest_are_named() -> None:
     with pytest.raises(DataError, match=r"data rows 1, 2, 3, 4, 5 and 1,995 more: found 0, 1, 2, 3, 4 and 1,995 more"):
         check_text(list(range(2000)), "s", "f")

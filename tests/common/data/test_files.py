@@ -42,8 +42,8 @@ def test_a_tsv_field_is_read_exactly_whatever_quotes_or_separators_it_holds(
     assert list(table.columns["b"]) == [b for _, b in rows]
 
 
-@pytest.mark.parametrize("text", ["null", "None", "NA", "nan", '"', '"open', "a, b"])
-def test_words_that_look_like_missing_values_stay_text(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize("text", ["null", "None", "NA", "nan", '"', '"open', "a, b", "a\rb", "a\x85b\u2028c"])
+def test_text_that_other_readers_change_stays_as_it_is(tmp_path: Path, text: str) -> None:
     path = _write(tmp_path, "t.tsv", f"a\tlabel\n{text}\t1\n")
     assert list(read_file(path, PLAIN, ["a"]).columns["a"]) == [text]
 

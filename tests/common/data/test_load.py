@@ -81,6 +81,8 @@ def test_clients_of_a_task_divide_both_splits_without_overlap_or_loss(
     for split, expected in whole.items():
         parts = [rows(split, Shard(index, count)) for index in range(count)]
         assert all(parts)
+        if split == "validation":
+            assert max(map(len, parts)) - min(map(len, parts)) <= 1, "validation rows are divided evenly, always"
         assert sum(map(len, parts)) == len(expected)
         assert set().union(*parts) == expected
 
@@ -162,6 +164,13 @@ def test_one_file_replaces_the_training_rows_and_a_tenth_is_held_out(tmp_path: P
     assert len(_load(_task({"validation": 0.5}), "validation", data=path)) == 30
     with pytest.raises(DataError, match="task 't' has no test split"):
         _load(_task({"test": "test.csv"}), "test", data=path)
+
+
+def test_a_file_of_another_type_than_the_task_describes_speaks_for_itself(tmp_path: Path) -> None:
+    headless = {"type": "csv", "header": False, "columns": ["s", "label"]}
+    assert len(_load(_task({"format": headless}), data=_write(tmp_path / "mine.tsv"))) == 54
+    (tmp_path / "mine.dat").write_text("text 0,neg\ntext 1,pos\n")
+    assert len(_load(_task({"format": headless}), data=tmp_path / "mine.dat")) == 1
 
 
 def test_a_folder_holds_the_splits_of_a_task_that_names_no_files(tmp_path: Path) -> None:
