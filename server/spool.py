@@ -42,6 +42,7 @@ from common.torch_tensors import tensor_of
 from common.wire import decode_frame, encode_frame
 from server.aggregation.base import Delta
 from server.aggregation.deltas import DenseDelta, RowsDelta
+from server.aggregation.scratch import scratch
 
 logger = logging.getLogger(__name__)
 
@@ -137,7 +138,7 @@ class SpoolWriter:
 
 
 class SpooledUpdate:
-    """An update on disk. Between `open` and `close` its deltas can be read, by one thread at a time.
+    """An update on disk. Between `open` and `close` its deltas can be read, by any thread.
 
     Attributes:
         path: its file.
@@ -231,7 +232,7 @@ class SpooledUpdate:
     def _verify_payload(self, header: TensorHeader, offset: int) -> None:
         digest = xxhash.xxh3_64()
         for start in range(0, header.nbytes, _READ_BYTES):
-            piece = _scratch(min(_READ_BYTES, header.nbytes - start))
+            piece = scratch("file", min(_READ_BYTES, header.nbytes - start))
             self._read(offset + start, piece)
             digest.update(piece.data)
         if digest.intdigest() != header.checksum:
@@ -240,7 +241,7 @@ class SpooledUpdate:
     def _elements(self, dtype: str, offset: int, first: int, last: int) -> Tensor:
         """Elements first..last-1 of the payload at `offset`, in this thread's scratch memory."""
         numpy_dtype = NUMPY_DTYPES[dtype]
-        elements = _scratch((last - first) * numpy_dtype.itemsize).view(numpy_dtype)
+        elements = scratch("file", (last - first) * numpy_dtype.itemsize).view(numpy_dtype)
         self._read(offset + first * numpy_dtype.itemsize, elements)
         return tensor_of(elements, dtype)
 
@@ -341,17 +342,3 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-class _Memory(threading.local):
-    buffer: Array = np.empty(0, np.uint8)
-
-
-_memory: Final = _Memory()
-
-
-def _scratch(nbytes: int) -> Array:
-    """Memory of this thread for one block, used again for the next: fresh pages would cost more than the read."""
-    if _memory.buffer.nbytes < nbytes:
-        _memory.buffer = np.empty(nbytes, np.uint8)
-    return _memory.buffer[:nbytes]

@@ -1,6 +1,10 @@
 """The two forms of a delta: every element, or only the rows that changed.
 
 Both read through a callable, so that the elements may lie in memory or in a file (`server.spool`).
+
+Sums are made by numpy and not by torch: torch's threads meet at a barrier after each operation, which on a busy
+machine costs milliseconds a time; and a product rounded before it is added gives the same bits on every
+processor, where a fused multiply-add would not.
 """
 
 from __future__ import annotations
@@ -8,8 +12,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from common.tensors import Array
+from server.aggregation.scratch import scratch_doubles
 
 #: ``(first, last) -> elements or rows first..last-1``; the result is good until the next call.
 Reader = Callable[[int, int], Tensor]
@@ -35,7 +43,8 @@ class DenseDelta:
 
     def add_to(self, accumulator: Tensor, start: int, weight: float) -> None:
         """See `server.aggregation.base.Delta`."""
-        accumulator.add_(self._reader(start, start + len(accumulator)), alpha=weight)
+        total = accumulator.numpy()
+        total += _weighted(self._reader(start, start + len(accumulator)), weight)
 
     def read(self, start: int, out: Tensor) -> None:
         """See `server.aggregation.base.Delta`."""
@@ -66,7 +75,8 @@ class RowsDelta:
     def add_to(self, accumulator: Tensor, start: int, weight: float) -> None:
         """See `server.aggregation.base.Delta`; touches the rows held only."""
         for target, index, rows in self._pieces(accumulator, start):
-            target.index_add_(0, index, rows.to(target.dtype), alpha=weight)
+            # No index comes twice.
+            target.numpy()[index.numpy()] += _weighted(rows, weight)
 
     def read(self, start: int, out: Tensor) -> None:
         """See `server.aggregation.base.Delta`."""
@@ -83,6 +93,15 @@ class RowsDelta:
             offset = first * self._width + left - start
             target = block[offset : offset + (last - first) * (right - left)].view(last - first, right - left)
             yield target, self._indices[begin:end] - first, self._reader(begin, end)[:, left:right]
+
+
+def _weighted(elements: Tensor, weight: float) -> Array:
+    """``weight * elements`` in float64, in this thread's scratch memory."""
+    plain = elements.to(torch.float32) if elements.dtype is torch.bfloat16 else elements
+    product = scratch_doubles("product", elements.numel()).reshape(tuple(elements.shape))
+    np.copyto(product, plain.numpy())
+    product *= weight
+    return product
 
 
 def _rectangles(start: int, stop: int, width: int) -> Iterator[tuple[int, int, int, int]]:

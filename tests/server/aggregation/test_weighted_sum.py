@@ -57,21 +57,10 @@ def test_neither_threads_nor_blocks_change_a_bit(
     value = torch.randn(size, generator=generator, dtype=dtype)
     updates = [update(f"c{k}", 1 / (3 + k), torch.randn(size, generator=generator)) for k in range(4)]
     results = []
-    threads = torch.get_num_threads()
-    try:
-        for count, block in [
-            (1, 2**19),
-            (2, 2**19),
-            (3, 2**19),
-            (1, 1000),
-            (2, 65_536),
-            (1, 7 if size < 5000 else 999),
-        ]:
-            torch.set_num_threads(count)
-            monkeypatch.setattr(weighted_sum, "BLOCK", block)
-            results.append(hashlib.sha256(WeightedSum().reduce(value, updates).numpy().tobytes()).hexdigest())
-    finally:
-        torch.set_num_threads(threads)
+    for threads, block in [(1, 2**17), (2, 2**17), (3, 1000), (1, 1000), (2, 65_536), (3, 7 if size < 5000 else 999)]:
+        monkeypatch.setattr(weighted_sum, "BLOCK", block)
+        result = WeightedSum(threads).reduce(value, updates)
+        results.append(hashlib.sha256(result.numpy().tobytes()).hexdigest())
     assert len(set(results)) == 1
 
 
@@ -99,6 +88,15 @@ def test_the_result_keeps_the_type_of_the_slot(dtype: torch.dtype) -> None:
     result = WeightedSum().reduce(value, [update("a", 0.5, delta)])
     assert result.dtype is dtype
     assert torch.equal(result, reference(value, [(0.5, delta)]))
+
+
+def test_an_error_in_a_thread_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    def torn(_first: int, _last: int) -> Tensor:
+        raise OSError("torn")
+
+    monkeypatch.setattr(weighted_sum, "BLOCK", 4)
+    with pytest.raises(OSError, match="torn"):
+        WeightedSum(2).reduce(torch.ones(9), [SlotUpdate("a", 1.0, 1, DenseDelta((9,), torn))])
 
 
 def test_one_pinned_value() -> None:
