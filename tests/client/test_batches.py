@@ -48,7 +48,7 @@ def test_short_and_long_batches_come_mixed() -> None:
 
 def drawn(
     settings: TrainSettings, sizes: dict[str, int], *, position: Position = NOW, client: str = "c"
-) -> list[object]:
+) -> list[tuple[str, list[int]]]:
     lengths = {task: sentence_lengths(size) for task, size in sizes.items()}
     return [(batch.task, batch.indices.tolist()) for batch in round_batches(lengths, settings, position, 7, client)]
 

