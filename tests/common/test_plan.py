@@ -183,6 +183,15 @@ def test_slots_in_different_places_have_no_common_value_to_merge_to() -> None:
         apart.merge("encoder.layer.0.w0")
 
 
+def test_a_merged_slot_is_frozen_only_where_all_its_parts_were() -> None:
+    name = "encoder.layer.0.w0"
+    split = SharingPlan.shared(glue_blueprint()).split(name, [{"sst2"}])
+    one = split.freeze([f"{name}@sst2"])
+    both = one.freeze([f"{name}@qqp+stsb"])
+    assert [slot.frozen for slot in one.merge(name).of(name)] == [False]
+    assert [slot.frozen for slot in both.merge(name).of(name)] == [True]
+
+
 # --- slices -----------------------------------------------------------------------------------------------
 
 
