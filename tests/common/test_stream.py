@@ -154,7 +154,7 @@ def test_numbers_that_are_not_finite_are_refused_unless_allowed(bad: float) -> N
 
 
 @pytest.mark.parametrize("chunk_bytes", [8, 16, 64])
-@pytest.mark.parametrize("indices", [[3, 3, 7], [7, 3, 40], [3, 40, 50], [3, 7, 2**32 - 1]])
+@pytest.mark.parametrize("indices", [[3, 3, 7], [7, 3, 40], [3, 40, 20], [3, 40, 40], [3, 40, 50], [3, 7, 2**32 - 1]])
 def test_row_indices_out_of_order_or_range_are_refused_across_chunks(indices: list[int], chunk_bytes: int) -> None:
     content = np.array([*indices, 0], "<u4").tobytes() + bytes(3 * 8)
     header = TensorHeader(

@@ -152,6 +152,12 @@ def test_a_torn_or_altered_file_is_dropped(tmp_path: Path, data: st.DataObject) 
     assert not path.exists()
 
 
+def test_a_file_cut_short_is_dropped_without_reading_its_payloads(tmp_path: Path) -> None:
+    path = spooled(tmp_path).path
+    os.truncate(path, path.stat().st_size - 1)
+    assert Spool(tmp_path).load(7) == []
+
+
 def test_nothing_is_written_after_an_update_was_abandoned(tmp_path: Path) -> None:
     """Its descriptor may belong to another file by then."""
     writer = SpoolWriter(tmp_path, header(), "c1")
