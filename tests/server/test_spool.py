@@ -143,9 +143,9 @@ def test_a_torn_or_altered_file_is_dropped(tmp_path: Path, data: st.DataObject) 
         del content[data.draw(st.integers(0, len(content) - 1)) :]
     else:
         # Bytes between payloads are padding that nobody reads.
-        used = [*range(16, 16 + int.from_bytes(content[8:12], "little")), *range(8)]
-        end = len(content)
-        used += range(end - 4, end)
+        payload = content.index(b"".join(ENCODED[1].parts))
+        header_end = 16 + int.from_bytes(content[8:12], "little")
+        used = [*range(8), *range(16, header_end), payload, payload + ENCODED[1].header.nbytes - 1]
         content[data.draw(st.sampled_from(used))] ^= data.draw(st.integers(1, 255))
     path.write_bytes(content)
     assert Spool(tmp_path).load(7, verify=True) == []
