@@ -299,7 +299,10 @@ class Session:
 
     async def _watch(self, welcome: Welcome) -> None:
         loop = asyncio.get_running_loop()
-        while (left := self._heard + welcome.silence_s - loop.time()) > 0:
+        while True:
+            left = self._heard + welcome.silence_s - loop.time()
+            if left <= 0:
+                break
             await asyncio.sleep(left)
         raise _Lost(f"the server has been silent for {welcome.silence_s:g} s")
 

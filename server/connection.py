@@ -119,8 +119,8 @@ class Connection:
     def _work_frames(self, work: Work, tensors: Sequence[EncodedTensor]) -> Iterator[bytes]:
         yield encode_frame(work)
         yield from chunk_frames(work.stream, tensors, self._limits.chunk_bytes)
-        # Held from now on: a transfer that is dropped half way is sent whole the next time.
-        self._sent |= {tensor.header.slot: tensor.header.checksum for tensor in tensors}
+        # What the client holds from now on: the last complete work, and nothing of earlier ones.
+        self._sent = {tensor.header.slot: tensor.header.checksum for tensor in tensors}
 
     def dismiss(self, message: RoundClosed) -> None:
         """Tell the client that a round is over without it; what was still on its way is dropped."""
@@ -207,7 +207,10 @@ class Connection:
     async def _watch(self) -> None:
         loop = asyncio.get_running_loop()
         # While a frame of its is being written to disk nothing is read, so silence proves nothing.
-        while (left := self._heard + self._limits.silence_s - loop.time()) > 0 or self._occupied:
+        while True:
+            left = self._heard + self._limits.silence_s - loop.time()
+            if left <= 0 and not self._occupied:
+                break
             await asyncio.sleep(left if left > 0 else self._limits.heartbeat_s)
         log.warning("%s has been silent for %.1f s: it counts as dead", self.client_id, self._limits.silence_s)
 
@@ -265,7 +268,12 @@ class Connection:
                 self.send(UpdateAck(round=header.round, version=header.version, update=header.digest, duplicate=True))
                 return
             writer = await asyncio.to_thread(SpoolWriter, self._federation.directory.spool, header, self.client_id)
-            self._upload = _Upload(header, StreamReceiver(header.stream, header.tensors, writer), writer)
+            try:
+                receiver = StreamReceiver(header.stream, header.tensors, writer)
+            except ProtocolError:
+                writer.abandon()
+                raise
+            self._upload = _Upload(header, receiver, writer)
             await self._commit_if_complete()
         except (ProtocolError, OSError) as error:
             self._reject(header, error)

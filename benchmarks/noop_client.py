@@ -1,0 +1,65 @@
+"""A client process for `round_overhead`: the real session, and a workload that returns constant deltas at once."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import threading
+from collections.abc import Mapping
+
+import numpy as np
+
+from client.display import Display
+from client.session import Identity, Session
+from client.workload import Progress, Received, TrainedUpdate
+from common.messages import DataReport, TaskContribution, TaskEvaluation, Welcome, Work
+from common.plan import Slice
+from common.tensors import NUMPY_DTYPES, EncodedTensor, encode_tensor
+
+
+class ConstantWorkload:
+    """Answers every round with the same dense deltas, encoded once: no training, no torch."""
+
+    def __init__(self) -> None:
+        self._tensors: tuple[EncodedTensor, ...] = ()
+
+    def prepare(self, welcome: Welcome, assets: Mapping[str, bytes]) -> Mapping[str, DataReport]:  # noqa: ARG002
+        """No data: pretend to 100 rows."""
+        return {task: DataReport(train=100, validation=0, source="no data") for task in welcome.tasks}
+
+    def evaluate(
+        self, work: Work, slice_: Slice, received: Received, cancelled: threading.Event
+    ) -> Mapping[str, TaskEvaluation]:
+        """Never asked: the benchmark sets federation.evaluate to none."""
+        raise AssertionError(f"round {work.round}: {len(slice_.slots)} slots, {len(received)} values, {cancelled}")
+
+    def train(
+        self,
+        work: Work,
+        slice_: Slice,
+        received: Received,
+        progress: Progress,
+        cancelled: threading.Event,  # noqa: ARG002
+    ) -> TrainedUpdate:
+        """The constant update."""
+        if not self._tensors:
+            self._tensors = tuple(
+                encode_tensor(slot.id, np.full(slot.shape, 1e-6, NUMPY_DTYPES[slot.dtype])) for slot in slice_.trainable
+            )
+        done = TaskContribution(num_examples=100, num_steps=1, loss=0.0, seconds=0.0)
+        return TrainedUpdate(dict.fromkeys(sorted(slice_.tasks), done), self._tensors)
+
+
+def main() -> None:
+    """Take part until the run is over."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--client-id", required=True)
+    parser.add_argument("--task", required=True)
+    parser.add_argument("--server", required=True)
+    arguments = parser.parse_args()
+    identity = Identity(arguments.server, arguments.client_id, (arguments.task,), reconnect_s=10.0)
+    asyncio.run(Session(identity, ConstantWorkload(), Display(terminal=False)).run())
+
+
+if __name__ == "__main__":
+    main()
