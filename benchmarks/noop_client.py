@@ -1,3 +1,4 @@
+# ruff: noqa: ARG002  # the interface gives more than a constant answer needs
 """A client process for `round_overhead`: the real session, and a workload that returns constant deltas at once."""
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ class ConstantWorkload:
     def __init__(self) -> None:
         self._tensors: tuple[EncodedTensor, ...] = ()
 
-    def prepare(self, welcome: Welcome, assets: Mapping[str, bytes]) -> Mapping[str, DataReport]:  # noqa: ARG002
+    def prepare(self, welcome: Welcome, assets: Mapping[str, bytes]) -> Mapping[str, DataReport]:
         """No data: pretend to 100 rows."""
         return {task: DataReport(train=100, validation=0, source="no data") for task in welcome.tasks}
 
@@ -39,7 +40,7 @@ class ConstantWorkload:
         slice_: Slice,
         received: Received,
         progress: Progress,
-        cancelled: threading.Event,  # noqa: ARG002
+        cancelled: threading.Event,
     ) -> TrainedUpdate:
         """The constant update."""
         if not self._tensors:

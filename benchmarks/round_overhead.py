@@ -17,6 +17,7 @@ client comes (Python, torch, transformers and the model). The last line is one J
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import multiprocessing
 import os
@@ -113,7 +114,7 @@ def figures(arguments: argparse.Namespace, run_dir: Path, base: float, peak: flo
     with sqlite3.connect(run_dir / "run.db") as database:
         started = [row[0] for row in database.execute("SELECT started FROM rounds ORDER BY round")]
         phases = [json.loads(row[0]) for row in database.execute("SELECT phases FROM rounds ORDER BY round")]
-    between = [later - earlier for earlier, later in zip(started, started[1:], strict=False)]
+    between = [later - earlier for earlier, later in itertools.pairwise(started)]
     rounds = summary["history"][1:]
     head = max(summary["model"]["head_parameters"].values())
     return {

@@ -1,4 +1,4 @@
-"""HTTP and WebSocket on one port: the federation at `/ws`, the REST paths of docs/api.md beside it."""
+"""HTTP and WebSocket on one port: the federation at `/ws`, REST beside it (listed at `/api/docs`)."""
 
 from __future__ import annotations
 
