@@ -28,25 +28,24 @@ def test_both_census_tasks_are_learnt_on_one_bottom() -> None:
     model = family.build(list(tasks))
     model.load_state_dict(family.initial_values(1))
     rows = {
-        (task, split): family.encode(
-            task, load_examples(tasks[task], split, data=DATA, shard=None, seed=1, columns=family.feature_columns)
+        task: family.encode(
+            task, load_examples(tasks[task], "train", data=DATA, shard=None, seed=1, columns=family.feature_columns)
         )
         for task in tasks
-        for split in ("train", "validation")
     }
+    held_out = np.arange(26_000, 32_561)
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
     generator = np.random.default_rng(1)
     torch.manual_seed(1)  # dropout
-    for _ in range(150):
+    for _ in range(100):
         optimizer.zero_grad()
         for task in tasks:
-            chosen = generator.integers(0, len(rows[task, "train"]), 256)
-            logits = model(task, rows[task, "train"].collate(chosen))
-            loss = torch.nn.functional.cross_entropy(logits, rows[task, "train"].labels[chosen])
+            chosen = generator.integers(0, held_out[0], 256)
+            logits = model(task, rows[task].collate(chosen))
+            loss = torch.nn.functional.cross_entropy(logits, rows[task].labels[chosen])
             loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     model.eval()
     for task, majority in MAJORITY.items():
-        split = rows[task, "validation"]
-        predicted = model(task, split.collate(np.arange(len(split)))).argmax(dim=1)
-        assert float((predicted == split.labels).float().mean()) > majority + 0.04, task
+        predicted = model(task, rows[task].collate(held_out)).argmax(dim=1)
+        assert float((predicted == rows[task].labels[held_out]).float().mean()) > majority + 0.04, task
