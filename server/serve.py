@@ -137,7 +137,8 @@ def _model_of(
 
 def _write_down(loaded: LoadedConfig, directory: RunDirectory, family: Family) -> None:
     resolved = loaded.config.model_dump(mode="json")
-    resolved["tasks"] = {name: spec.model_dump(mode="json") for name, spec in loaded.specs.items()}
+    # Without the name, which is the key: the file is a configuration that loads again, for --resume and export.
+    resolved["tasks"] = {name: spec.model_dump(mode="json", exclude={"name"}) for name, spec in loaded.specs.items()}
     directory.write_config(resolved)
     write_family(family.describe(), family.assets(), directory.family)
 

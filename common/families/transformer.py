@@ -201,8 +201,12 @@ class TransformerFamily:
         return ModelSummary.of(self._blueprint, self._description.label)
 
     def _check_sizes(self) -> None:
-        with torch.device("meta"):
-            encoder = new_encoder(encoder_config(self._description), pooler=self._description.pooler)
+        try:
+            with torch.device("meta"):
+                encoder = new_encoder(encoder_config(self._description), pooler=self._description.pooler)
+        except (ValueError, RuntimeError, TypeError, ZeroDivisionError) as error:
+            # Sizes that contradict each other; each architecture of transformers has its own checks and words.
+            raise ConfigError(f"model.encoder: no encoder can be built from its configuration: {error}") from error
         if (limit := longest_input(encoder)) and self._description.max_length > limit:
             raise ConfigError(
                 f"model.max_length: {self._description.max_length}; this encoder takes at most {limit} tokens"
