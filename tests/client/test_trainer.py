@@ -106,6 +106,18 @@ def test_received_values_are_left_as_they_are() -> None:
     assert all(torch.equal(kept[slot], delta) for slot, delta in result.deltas.items())
 
 
+def test_running_means_that_no_task_trains_stay_on_the_client() -> None:
+    """The forward pass moves them all the same, and must not do so in the received memory."""
+    name = "norm.running_mean"
+    family, data = TinyFamily(trained_by={name: frozenset()}), tiny_data({"mood": 40})
+    slice_ = shared_slice(family, "mood")
+    values, before = values_of(family, slice_), values_of(family, slice_)
+    result = train(family, slice_, data, TrainSettings(batch_size=8), values=values)
+    slot = slice_.slot_of("mood", name).id
+    assert slot not in result.deltas
+    assert torch.equal(values[slot], before[slot])
+
+
 def test_the_same_round_gives_the_same_bits_and_anything_else_does_not() -> None:
     family, data = TinyFamily(dropout=0.3), tiny_data({"mood": 40, "score": 30})
     slice_ = shared_slice(family, "mood", "score")

@@ -38,7 +38,8 @@ class TinyModel(MultiTaskModel):
         self.embeddings = nn.Embedding(VOCABULARY, WIDTH)
         self.hidden = nn.Linear(WIDTH, WIDTH)
         if tied:
-            self.again = self.hidden
+            self.again = nn.Linear(WIDTH, WIDTH)
+            self.again.weight = self.hidden.weight
         self.norm = nn.BatchNorm1d(WIDTH)
         self.dropout = nn.Dropout(dropout)
         self.heads = nn.ModuleDict({task: nn.Linear(WIDTH, TASKS[task].num_outputs) for task in tasks})
