@@ -58,7 +58,7 @@ format: setup  ## Format the code, and mend what ruff can mend
 check: lint types test  ## lint, types and test
 
 bench: setup  ## Benchmarks; the last line of each is one JSON object
-	@for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(OFFLINE) $(PY) $$script || exit 1; done
+	@for name in tensor_path round_overhead; do echo "== $$name"; $(OFFLINE) $(PY) -m benchmarks.$$name || exit 1; done
 
 docs: setup  ## Write docs/configuration.md from the configuration models
 	$(PY) scripts/write_docs.py
