@@ -150,6 +150,9 @@ def _weights_file(federation: Federation, task: str) -> Path:
 
 
 async def _event_stream(federation: Federation) -> AsyncIterator[str]:
-    yield f"event: status\ndata: {json.dumps(status_of(federation))}\n\n"
-    async for event in federation.feed.listen():
-        yield f"id: {event['id']}\nevent: {event['kind']}\ndata: {json.dumps(event)}\n\n"
+    # Listening first: what happens while the status is on its way is not lost.
+    with federation.feed.listening() as events:
+        yield f"event: status\ndata: {json.dumps(status_of(federation))}\n\n"
+        while True:
+            event = await events.get()
+            yield f"id: {event['id']}\nevent: {event['kind']}\ndata: {json.dumps(event)}\n\n"

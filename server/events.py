@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Final
 
 BACKLOG: Final = 256
@@ -31,12 +32,12 @@ class EventFeed:
             if not listener.full():
                 listener.put_nowait(event)
 
-    async def listen(self) -> AsyncIterator[dict[str, Any]]:
-        """Events from now on, until the caller stops."""
+    @contextmanager
+    def listening(self) -> Iterator[asyncio.Queue[dict[str, Any]]]:
+        """A queue of the events from now on; now is when the block is entered."""
         queue: asyncio.Queue[dict[str, Any]] = asyncio.Queue(BACKLOG)
         self._listeners.add(queue)
         try:
-            while True:
-                yield await queue.get()
+            yield queue
         finally:
             self._listeners.discard(queue)
