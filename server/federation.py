@@ -14,13 +14,11 @@ import logging
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from common.errors import ProtocolError, UpdateRejected
 from common.families.base import Family
 from common.messages import (
-    DataReport,
     EvaluationReport,
     Finished,
     Hello,
@@ -42,6 +40,7 @@ from server.connection import Connection
 from server.events import EventFeed
 from server.history import History
 from server.model_state import ModelState
+from server.records import OpenRound, Participant, Traffic
 from server.reduce import reduce_round
 from server.round import Examples
 from server.run_directory import RunDirectory
@@ -54,42 +53,6 @@ from server.welcome import Introduction
 log = logging.getLogger("fedmtl.server")
 Result = TypeVar("Result")
 Outcome = Literal["finished", "failed", "stopped"]
-
-
-@dataclass
-class Traffic:
-    """Bytes of frames that crossed all connections."""
-
-    down: int = 0
-    up: int = 0
-
-
-@dataclass
-class OpenRound:
-    """Clock and counters of the round that is open; for the record only."""
-
-    round_id: int
-    attempt: int
-    cohort: list[str]
-    started: float
-    down: int
-    up: int
-    phases: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass
-class Participant:
-    """What is known of a client, connected or not."""
-
-    tasks: frozenset[str]
-    data: Mapping[str, DataReport]
-    connection: Connection | None = None
-    rounds: int = 0
-    last_seen: float = 0.0
-    bytes_down: int = 0
-    bytes_up: int = 0
-    refused: int = 0
-    progress: str = ""
 
 
 class Federation:

@@ -1,0 +1,48 @@
+"""What a running federation keeps count of, for people and for the history; nothing is decided by it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from common.messages import DataReport
+
+if TYPE_CHECKING:
+    from server.connection import Connection
+
+
+@dataclass
+class Traffic:
+    """Bytes of frames that crossed all connections."""
+
+    down: int = 0
+    up: int = 0
+
+
+@dataclass
+class OpenRound:
+    """Clock and counters of the round that is open; for the record only."""
+
+    round_id: int
+    attempt: int
+    cohort: list[str]
+    started: float
+    down: int
+    up: int
+    phases: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class Participant:
+    """What is known of a client, connected or not."""
+
+    tasks: frozenset[str]
+    data: Mapping[str, DataReport]
+    connection: Connection | None = None
+    rounds: int = 0
+    last_seen: float = 0.0
+    bytes_down: int = 0
+    bytes_up: int = 0
+    refused: int = 0
+    progress: str = ""
