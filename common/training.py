@@ -129,7 +129,7 @@ def round_steps(settings: TrainSettings, num_examples: Mapping[str, int]) -> int
     if settings.local_epochs is None:
         raise AssertionError("TrainSettings holds local_epochs or local_steps")
     one_epoch = sum(epoch_steps(count, settings.batch_size) for count in num_examples.values())
-    # Rounded up so that a small client always takes a step; 1e-9 keeps 0.1 * 30 from becoming 4.
+    # Rounded up so that a small client always takes a step; 1e-9 keeps 0.07 * 100 from becoming 8.
     return max(1, math.ceil(settings.local_epochs * one_epoch - 1e-9))
 
 

@@ -47,11 +47,11 @@ def test_each_task_reads_its_own_copy_of_a_split_slot() -> None:
 
 def test_a_tied_tensor_is_replaced_under_all_its_names() -> None:
     family = TinyFamily(tied=True)
-    slice_ = shared_slice(family, "mood")
-    model = SlotModel(family, slice_, ["mood"], CPU)
-    model.load(values_of(family, slice_), training=True)
-    module = model.replicas[0].module
-    assert module.get_parameter("again.weight") is model.parameter(slice_.slot_of("mood", "hidden.weight").id)
+    plan = SharingPlan.shared(family.blueprint()).split("embeddings.weight", [["mood"], ["score"]])
+    model = SlotModel(family, plan.slice(["mood", "score"]), ["mood", "score"], CPU)
+    one, two = (replica.module for replica in model.replicas)
+    names = ("hidden.weight", "again.weight")
+    assert len({id(module.get_parameter(name)) for module in (one, two) for name in names}) == 1
 
 
 def test_evaluation_reads_the_received_memory_and_training_a_copy() -> None:

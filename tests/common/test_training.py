@@ -86,5 +86,5 @@ def test_steps_of_a_round() -> None:
     assert round_steps(TrainSettings(batch_size=32), sizes) == 4
     assert round_steps(TrainSettings(batch_size=32, local_epochs=0.5), sizes) == 2
     assert round_steps(TrainSettings(batch_size=32, local_epochs=0.01), sizes) == 1
-    assert round_steps(TrainSettings(batch_size=10, local_epochs=0.1), {"a": 300}) == 3
+    assert round_steps(TrainSettings(batch_size=1, local_epochs=0.07), {"a": 100}) == 7
     assert round_steps(TrainSettings(local_steps=9), sizes) == 9
