@@ -153,6 +153,7 @@ async def _event_stream(federation: Federation) -> AsyncIterator[str]:
     # Listening first: what happens while the status is on its way is not lost.
     with federation.feed.listening() as events:
         yield f"event: status\ndata: {json.dumps(status_of(federation))}\n\n"
-        while True:
+        # The stream ends with the run: an open one would hold up the server's own end.
+        while federation.state == "running" or not events.empty():
             event = await events.get()
             yield f"id: {event['id']}\nevent: {event['kind']}\ndata: {json.dumps(event)}\n\n"
