@@ -41,6 +41,6 @@ class Backoff:
         left = self._since + self._patience_s - now
         if left <= 0:
             return None
-        ceiling = min(LONGEST_S, FIRST_S * 2**self._attempt)
+        ceiling = min(LONGEST_S, FIRST_S * 2.0 ** min(self._attempt, 32))
         self._attempt += 1
         return min(left, self._random.uniform(ceiling / 2, ceiling))

@@ -22,7 +22,8 @@ def sample_cohort(
     """
     candidates = sorted(connected)
     if fraction is not None:
-        count = math.ceil(fraction * len(candidates))
+        # Without the rounding error of the product: 0.07 * 100 is a little more than 7.
+        count = math.ceil(fraction * len(candidates) - 1e-9)
     if count is None or count >= len(candidates):
         return frozenset(candidates)
     return frozenset(derive_random(seed, "cohort", round_id).sample(candidates, count))

@@ -141,7 +141,8 @@ class Connection:
             self._heard = asyncio.get_running_loop().time()
             async with asyncio.timeout(self._limits.handshake_s):
                 await self._handshake()
-            await self._run()
+            if not self.said_goodbye:
+                await self._run()
         except (ProtocolError, TimeoutError) as error:
             await self._refuse(error)
         except (WebSocketDisconnect, ConnectionError, RuntimeError) as error:
@@ -161,6 +162,8 @@ class Connection:
                     content = assets[asset.name]
                     self._outbox.put_transfer(asset_frames(asset.stream, content, self._limits.chunk_bytes))
             self._stream = len(welcome.assets)
+        else:
+            self.said_goodbye = True
 
     async def _run(self) -> None:
         parts = [asyncio.create_task(part) for part in (self._read(), self._write(), self._watch())]
@@ -265,7 +268,7 @@ class Connection:
         try:
             verdict = self._federation.admit(self, header)
             if verdict == "duplicate":
-                self.send(UpdateAck(round=header.round, version=header.version, update=header.digest, duplicate=True))
+                self._acknowledge_again(header)
                 return
             writer = await asyncio.to_thread(SpoolWriter, self._federation.directory.spool, header, self.client_id)
             try:
@@ -291,9 +294,17 @@ class Connection:
     async def _commit_if_complete(self) -> None:
         upload = self._upload
         if upload is not None and upload.receiver.complete:
+            # The round may have closed while the chunks came.
+            if self._federation.admit(self, upload.header) == "duplicate":
+                self._abandon_upload()
+                self._acknowledge_again(upload.header)
+                return
             self._upload = None
             update: SpooledUpdate = await asyncio.to_thread(upload.writer.commit)
             self._federation.update_spooled(self, update)
+
+    def _acknowledge_again(self, header: UpdateHeader) -> None:
+        self.send(UpdateAck(round=header.round, version=header.version, update=header.digest, duplicate=True))
 
     def _reject(self, header: UpdateHeader, error: ProtocolError | OSError) -> None:
         """Refuse an update; the connection lives on, and so does the round."""

@@ -268,6 +268,7 @@ class Coordinator:
         self._sample = sample
         self._connected: dict[str, frozenset[str]] = {}
         self._attempt = 1
+        self._deadline = DEADLINE
         #: Updates accepted in an attempt that missed its quorum, and their clients' tasks.
         self._kept: dict[str, Examples] = {}
         self._kept_tasks: dict[str, frozenset[str]] = {}
@@ -316,6 +317,8 @@ class Coordinator:
                 return ("duplicate", "", "")
             return ("refused", "not_asked", f"round {round_id} does not expect an update of {client_id}")
         if current is not None and round_id == current.round_id and client_id in current.answered:
+            return ("duplicate", "", "")
+        if current is None and round_id == self.version + 1 and client_id in self._kept:
             return ("duplicate", "", "")
         if round_id <= self.version or (current is not None and round_id <= current.round_id):
             return ("refused", "stale_round", f"round {round_id} is over")
@@ -382,18 +385,23 @@ class Coordinator:
         self.phase = Phase.TRAINING
         commands.append(BeginRound(round_id, self._attempt, frozenset(trainers), evaluators))
         commands += [self._dispatch(self.round, client_id) for client_id in sorted(self.round.seated)]
-        if self.rules.deadline_s is not None:
-            commands.append(StartTimer(DEADLINE, self.rules.deadline_s))
-        return commands
+        commands += self._start_deadline()
+        # Nobody has a seat when every client that is asked has answered in an earlier attempt.
+        return commands + self._close_if_complete()
+
+    def _start_deadline(self) -> list[Command]:
+        if self.rules.deadline_s is None:
+            return []
+        # A name of its own for each attempt: a deadline that ran out just as its attempt closed means nothing later.
+        self._deadline = f"{DEADLINE}:{self.version + 1}.{self._attempt}"
+        return [StartTimer(self._deadline, self.rules.deadline_s)]
 
     def _begin_final_evaluation(self) -> list[Command]:
         evaluators = frozenset(self._connected) if self.rules.evaluate != "none" else frozenset[str]()
         self.round = Round(self.version + 1, {}, evaluators)
         self.phase = Phase.EVALUATING
         commands: list[Command] = [self._dispatch(self.round, client_id) for client_id in sorted(evaluators)]
-        if self.rules.deadline_s is not None and evaluators:
-            commands.append(StartTimer(DEADLINE, self.rules.deadline_s))
-        return commands + self._close_if_complete()
+        return commands + self._start_deadline() + self._close_if_complete()
 
     def _dispatch(self, current: Round, client_id: str) -> Dispatch:
         return Dispatch(
@@ -432,7 +440,7 @@ class Coordinator:
         return self._close_if_complete()
 
     def _timer(self, name: str) -> list[Command]:
-        if name == DEADLINE and self.phase in (Phase.TRAINING, Phase.EVALUATING):
+        if name == self._deadline and self.phase in (Phase.TRAINING, Phase.EVALUATING):
             return self._close("the deadline passed")
         if name == GATHER and self.phase is Phase.GATHERING and (missing := self._missing()) is not None:
             return self._finish("failed", f"not enough clients came back in time: {missing}")
@@ -451,7 +459,7 @@ class Coordinator:
         assert self.round is not None
         current = self.round
         late = current.seated
-        commands: list[Command] = [CancelTimer(DEADLINE), *(CancelTimer(_grace(c)) for c in sorted(late))]
+        commands: list[Command] = [CancelTimer(self._deadline), *(CancelTimer(_grace(c)) for c in sorted(late))]
         if late:
             commands.append(Note(f"round {current.round_id} left {', '.join(sorted(late))} behind: {why}", "warning"))
             commands.append(Dismiss(late, current.round_id, why))
@@ -500,7 +508,7 @@ class Coordinator:
 
     def _finish(self, state: Literal["finished", "failed", "stopped"], reason: str) -> list[Command]:
         self.phase = Phase.DONE
-        return [CancelTimer(DEADLINE), CancelTimer(GATHER), Finish(state, reason)]
+        return [CancelTimer(self._deadline), CancelTimer(GATHER), Finish(state, reason)]
 
 
 def _grace(client_id: str) -> str:

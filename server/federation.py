@@ -24,6 +24,7 @@ from common.messages import (
     Hello,
     Progress,
     Ready,
+    Rejected,
     RoundClosed,
     UpdateAck,
     UpdateHeader,
@@ -104,6 +105,8 @@ class Federation:
         self._timers = Timers(lambda name: self.post(core.TimerFired(name)))
         self._lane = ThreadPoolExecutor(1, thread_name_prefix="fedmtl-lane")
         self._spool = Spool(directory.spool)
+        #: Updates on disk by client: of which the coordinator has yet to say whether they count, and those that do.
+        self._undecided: dict[str, SpooledUpdate] = {}
         self._updates: dict[str, SpooledUpdate] = {}
         self._aggregator = build_aggregator("weighted_sum")
         self._jobs: set[asyncio.Task[Any]] = set()
@@ -223,6 +226,10 @@ class Federation:
         foreign = sorted(report.tasks.keys() - connection.tasks)
         if foreign:
             raise ProtocolError("task_not_allowed", f"an evaluation of {foreign}")
+        if report.version > self.decisions.version:
+            # Made before this server was restarted from an earlier version.
+            log.info("%s: no use for an evaluation of version %d", connection.client_id, report.version)
+            return
         for task, result in sorted(report.tasks.items()):
             if missing := sorted(set(self.specs[task].metrics) - result.metrics.keys()):
                 raise ProtocolError("malformed", f"the evaluation of {task} lacks {missing}")
@@ -246,6 +253,9 @@ class Federation:
 
     def admit(self, connection: Connection, header: UpdateHeader) -> Literal["wanted", "duplicate"]:
         """Whether an announced update is to be received; raises `UpdateRejected` when it is refused."""
+        waiting = self._undecided.get(connection.client_id)
+        if waiting is not None and waiting.header.round == header.round:
+            return "duplicate"
         verdict, code, reason = self.decisions.admission(connection.client_id, header.round)
         if verdict == "refused":
             raise UpdateRejected(code, reason)
@@ -263,7 +273,7 @@ class Federation:
 
     def update_spooled(self, connection: Connection, update: SpooledUpdate) -> None:
         """An update is on disk, whole and valid."""
-        self._updates[connection.client_id] = update
+        self._undecided[connection.client_id] = update
         examples = {task: done.num_examples for task, done in update.header.tasks.items()}
         self.post(core.UpdateArrived(connection.client_id, update.header.round, examples))
 
@@ -304,13 +314,15 @@ class Federation:
         connection.send_work(work, self.model.encoded_slice(slice_))
 
     def _acknowledge(self, client_id: str, round_id: int, duplicate: bool) -> None:
-        header = self._updates[client_id].header
+        update = self._undecided.pop(client_id)
+        header = update.header
         connection = self._connections.get(client_id)
         if connection is not None:
             connection.send(
                 UpdateAck(round=round_id, version=header.version, update=header.digest, duplicate=duplicate)
             )
         if not duplicate:
+            self._updates[client_id] = update
             tasks = {task: done.model_dump() for task, done in header.tasks.items()}
             nbytes = sum(tensor.nbytes for tensor in header.tensors)
             if client_id in self.participants:
@@ -321,12 +333,11 @@ class Federation:
     def _refuse_update(self, client_id: str, round_id: int, code: str, reason: str) -> None:
         """The round closed while the update was on its way."""
         connection = self._connections.get(client_id)
-        update = self._updates.pop(client_id, None)
-        if update is not None:
-            self._job(self._discard(update))
+        self._job(self._discard(self._undecided.pop(client_id)))
         if connection is not None:
             self.count_refusal(connection, code)
-            connection.dismiss(RoundClosed(round=round_id, reason=f"{code}: {reason}"))
+            # Not `dismiss`: the work of the next round may be on its way to this client already.
+            connection.send(Rejected(code=code, reason=reason[:2000], round=round_id))
 
     async def _discard(self, update: SpooledUpdate) -> None:
         await self._in_lane(self._spool.drop, update)
@@ -349,7 +360,7 @@ class Federation:
     def _commit(self, current: OpenRound | None) -> None:
         """Make the version durable; runs in the lane, so the model does not change meanwhile."""
         began = time.time()
-        self.sha256 = self.directory.commit(self.model, self.config.run.keep_versions)
+        self.sha256 = self.directory.commit(self.model)
         seconds = time.time() - began
         plan = self.model.plan
         self.history.record_commit(self.model.version, self.sha256, plan.to_dict(), plan.digest, seconds)
@@ -366,6 +377,7 @@ class Federation:
                 bytes_up=self.scoreboard.rounds[current.round_id].bytes_up,
             )
         self._spool.discard(self.model.version)
+        self.directory.prune(self.config.run.keep_versions)
         self.directory.write_summary(self.summary())
 
     def _close_record(self, current: OpenRound, contributions: Mapping[str, Examples], now: float) -> None:

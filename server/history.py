@@ -87,8 +87,10 @@ class History:
         )
 
     def record_commit(self, version: int, sha256: str, plan: Mapping[str, Any], digest: str, seconds: float) -> None:
-        """A version is on disk; its plan is kept when it is new. One transaction."""
+        """A version is on disk; its plan is kept when it is new. One transaction, on disk when this returns."""
         with self._lock:
+            # The spool and older versions are removed after this, so it must outlive a crash of the machine.
+            self._connection.execute("PRAGMA synchronous=FULL")
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 self._connection.execute(
@@ -102,6 +104,8 @@ class History:
             except sqlite3.Error:
                 self._connection.execute("ROLLBACK")
                 raise
+            finally:
+                self._connection.execute("PRAGMA synchronous=NORMAL")
 
     def record_round(
         self,

@@ -11,7 +11,7 @@ from server.aggregation import Aggregator, SlotUpdate
 from server.model_state import ModelState
 from server.round import Examples
 from server.spool import SpooledUpdate
-from server.weights import TaskWeights, slot_weights
+from server.weights import TaskStep, TaskWeights, slot_weights
 
 
 def reduce_round(
@@ -19,6 +19,7 @@ def reduce_round(
     updates: Sequence[SpooledUpdate],
     contributions: Mapping[str, Examples],
     task_weights: TaskWeights,
+    task_step: TaskStep,
     aggregator: Aggregator,
 ) -> None:
     """Advance `model` by one version.
@@ -31,6 +32,7 @@ def reduce_round(
         updates: what the spool holds of the contributing clients.
         contributions: client id to examples per task, as accepted.
         task_weights: how tasks weigh in a slot they share.
+        task_step: whether their moves are averaged or added.
         aggregator: reduces one slot's updates.
     """
     ordered = sorted(updates, key=lambda update: update.client_id)
@@ -38,7 +40,7 @@ def reduce_round(
 
     def step(slot: Slot, value: Tensor) -> Tensor:
         present = {c: contributions[c] for c, slots in holders.items() if slot.id in slots}
-        weights = slot_weights(slot, present, task_weights)
+        weights = slot_weights(slot, present, task_weights, task_step)
         if not weights:
             return value
         return aggregator.reduce(
@@ -50,9 +52,9 @@ def reduce_round(
             ],
         )
 
-    for update in ordered:
-        update.open()
     try:
+        for update in ordered:
+            update.open()
         model.advance(step)
     finally:
         for update in ordered:

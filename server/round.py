@@ -84,7 +84,8 @@ class Round:
         """Whether enough updates came, in all and of every task that was asked."""
         if not self.trainers:
             return True
-        if len(self.answered) < max(1, quorum.share * len(self.trainers)):
+        # A little less than the share, as 0.07 * 100 is a little more than 7.
+        if len(self.answered) < max(1.0, quorum.share * len(self.trainers) - 1e-9):
             return False
         return all(
             self._updates_of(task) >= quorum.per_task for task in _all_tasks(self.trainers.values()) if quorum.per_task

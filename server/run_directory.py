@@ -22,14 +22,17 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 import yaml
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from common.errors import ConfigError, PlanError
 from common.plan import SharingPlan
 from server.model_state import ModelState
 
 HASH_BLOCK: Final = 1 << 22
+#: The one metadata entry of a version's file: JSON with its number and its plan.
+METADATA_KEY: Final = "fedmtl"
 
 
 class RunDirectory:
@@ -96,23 +99,27 @@ class RunDirectory:
         """Where a committed version lies."""
         return self.models / f"round-{version:05d}.safetensors"
 
-    def commit(self, model: ModelState, keep: int) -> str:
+    def commit(self, model: ModelState) -> str:
         """Write a version durably: temporary name, fsync, rename, fsync of the folder.
 
         Returns:
-            The SHA-256 of the file in hex.
+            The SHA-256 of the file in hex: equal for equal plans and values.
         """
         path = self.version_path(model.version)
         temporary = path.with_suffix(".tmp")
-        metadata = {"version": str(model.version), "plan": json.dumps(model.plan.to_dict(), sort_keys=True)}
-        save_file(dict(model.values), temporary, metadata=metadata)
+        # One key: safetensors writes several in an order of chance, and equal models are to have equal files.
+        about = {"version": model.version, "plan": model.plan.to_dict()}
+        save_file(_unshared(model.values), temporary, metadata={METADATA_KEY: json.dumps(about, sort_keys=True)})
         digest = sha256_of(temporary)
         _sync_file(temporary)
         temporary.rename(path)
         _sync_folder(self.models)
+        return digest
+
+    def prune(self, keep: int) -> None:
+        """Remove committed versions but the first and the newest `keep`; after the newest is in the history."""
         for old in self.versions()[1:-keep]:
             self.version_path(old).unlink()
-        return digest
 
     def versions(self) -> list[int]:
         """The committed versions on disk, ascending."""
@@ -135,12 +142,23 @@ def load_version(path: Path) -> ModelState:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            plan = SharingPlan.from_dict(json.loads(metadata["plan"]))
+            about = json.loads((file.metadata() or {})[METADATA_KEY])
+            plan = SharingPlan.from_dict(about["plan"])
             values = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
-            return ModelState(plan, values, int(metadata["version"]))
-    except (OSError, KeyError, ValueError, PlanError) as error:
+            return ModelState(plan, values, int(about["version"]))
+    except (OSError, KeyError, TypeError, ValueError, SafetensorError, PlanError) as error:
         raise ConfigError(f"{path} is not a committed version of a model: {error}") from error
+
+
+def _unshared(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The values with memory of their own each, as the file format wants: before the first round copies share it."""
+    seen: set[int] = set()
+    result: dict[str, Tensor] = {}
+    for slot_id, value in values.items():
+        again = value.numel() > 0 and value.data_ptr() in seen
+        seen.add(value.data_ptr())
+        result[slot_id] = value.clone() if again else value.contiguous()
+    return result
 
 
 def write_durably(path: Path, content: bytes) -> None:

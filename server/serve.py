@@ -197,10 +197,11 @@ async def _run(
     sys.stdout.write(f"ready url=http://{shown}:{port} run_dir={directory.path}\n")
     sys.stdout.flush()
     outcome = await federation.run()
-    await federation.close()
     await federation.drained(config.server.limits.silence_s)
     web.should_exit = True
     await serving
+    # After the last connection: that a client left is written down too.
+    await federation.close()
     return EXIT_OK if outcome in ("finished", "stopped") else EXIT_RUN_FAILED
 
 

@@ -293,7 +293,11 @@ class Spool:
         for folder in self.directory.iterdir():
             matched = _ROUND.fullmatch(folder.name)
             if matched and int(matched[1]) <= up_to_round:
-                shutil.rmtree(folder)
+                try:
+                    shutil.rmtree(folder)
+                except OSError as error:
+                    # A straggler's upload is ending there right now; the next call takes what is left.
+                    logger.info("%s is left for the next time: %s", folder, error)
 
 
 def _load(path: Path, round_number: int, verify: bool) -> SpooledUpdate | None:
