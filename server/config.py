@@ -116,6 +116,10 @@ class FederationConfig(StrictModel):
     task_weights: Literal["uniform", "examples", "sqrt_examples"] | dict[str, float] = "uniform"
     """Weight of a task in a shared slot: equal, by training examples of the round, by their square
     root, or given per task. Normalised over the tasks present in the round."""
+    task_step: Literal["mean", "sum"] = "mean"
+    """How far a slot that several tasks share moves: the weighted mean of the tasks' moves, or their sum,
+    which is as far as one machine that trains the tasks in turn would go on the same examples. The sum learns
+    faster per example; the mean is the safer choice with long rounds, many tasks or tasks that conflict."""
     round_deadline_s: float | None = Field(default=None, gt=0)
     """Seconds after which a round ends with the updates that came; none: wait for everybody asked."""
     quorum: float = Field(default=0.5, gt=0, le=1)

@@ -348,8 +348,11 @@ class Federation:
         assert current is not None
         waited = time.time()
         updates = [self._updates[client_id] for client_id in command.contributions]
-        rule = self.config.federation.task_weights
-        await self._in_lane(reduce_round, self.model, updates, command.contributions, rule, self._aggregator)
+        rules = self.config.federation
+        await self._in_lane(
+            reduce_round,
+            *(self.model, updates, command.contributions, rules.task_weights, self._aggregator, rules.task_step),
+        )
         reduced = time.time()
         current.phases |= {"clients": waited - current.started, "reduce": reduced - waited}
         self._updates = {}

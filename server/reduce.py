@@ -19,8 +19,8 @@ def reduce_round(
     updates: Sequence[SpooledUpdate],
     contributions: Mapping[str, Examples],
     task_weights: TaskWeights,
-    task_step: TaskStep,
     aggregator: Aggregator,
+    task_step: TaskStep = "mean",
 ) -> None:
     """Advance `model` by one version.
 
@@ -32,8 +32,8 @@ def reduce_round(
         updates: what the spool holds of the contributing clients.
         contributions: client id to examples per task, as accepted.
         task_weights: how tasks weigh in a slot they share.
-        task_step: whether their moves are averaged or added.
         aggregator: reduces one slot's updates.
+        task_step: whether the moves of tasks that share a slot are averaged or added.
     """
     ordered = sorted(updates, key=lambda update: update.client_id)
     holders = {u.client_id: frozenset(tensor.slot for tensor in u.header.tensors) for u in ordered}

@@ -16,8 +16,14 @@ from common.plan import Slot
 TaskWeights = Literal["uniform", "examples", "sqrt_examples"] | Mapping[str, float]
 
 
+TaskStep = Literal["mean", "sum"]
+
+
 def slot_weights(
-    slot: Slot, examples: Mapping[str, Mapping[str, int]], task_weights: TaskWeights = "uniform"
+    slot: Slot,
+    examples: Mapping[str, Mapping[str, int]],
+    task_weights: TaskWeights = "uniform",
+    step: TaskStep = "mean",
 ) -> dict[str, float]:
     """The weight of each client's delta in one slot, in client order.
 
@@ -25,9 +31,11 @@ def slot_weights(
         slot: only tasks in its `trained_by` count.
         examples: client id to {task: examples seen this round}; a task without examples is absent.
         task_weights: the rule for omega, or a weight per task.
+        step: ``mean`` of the present tasks' moves, or their ``sum`` (the mean times their number): as
+            far as one machine that trains the tasks in turn would go. The same for a slot of one task.
 
     Returns:
-        client id to weight; weights sum to 1. Empty when no client trained the slot: it keeps its value.
+        client id to weight; weights sum to 1, or to the number of present tasks. Empty when no client trained the slot: it keeps its value.
     """
     totals: dict[str, int] = {}
     for client_id in sorted(examples):
@@ -37,7 +45,7 @@ def slot_weights(
     if not totals:
         return {}
     raw = {task: _omega(task, total, task_weights) for task, total in sorted(totals.items())}
-    norm = math.fsum(raw.values())
+    norm = math.fsum(raw.values()) / (len(raw) if step == "sum" else 1)
     weights: dict[str, float] = {}
     for client_id in sorted(examples):
         parts = [
