@@ -86,6 +86,7 @@ class _Job:
     task: asyncio.Task[None] | None = None
     evaluation: EvaluationReport | None = None
     update: TrainedUpdate | None = None
+    declined: Declined | None = None
     acknowledged: bool = False
 
     @property
@@ -129,6 +130,8 @@ class Session:
         self._held: dict[str, tuple[TensorHeader, memoryview]] = {}
         self._incoming: tuple[Work, StreamReceiver, MemorySink] | None = None
         self._heard = 0.0
+        #: Ready was said: messages about work may be sent.
+        self._joined = False
 
     async def run(self) -> Finished:
         """Take part until the run is over.
@@ -180,7 +183,7 @@ class Session:
             close_timeout=2,
             proxy=None,
         ) as socket:
-            self._outbox, self._held, self._incoming = Outbox(), {}, None
+            self._outbox, self._held, self._incoming, self._joined = Outbox(), {}, None, False
             self._heard = asyncio.get_running_loop().time()
             async with asyncio.timeout(OPEN_TIMEOUT_S):
                 welcome = await self._introduce(socket, returning=backoff.connected_before)
@@ -192,9 +195,12 @@ class Session:
             try:
                 done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
             finally:
+                self._joined = False
                 for part in parts:
                     part.cancel()
                 await asyncio.gather(*parts, return_exceptions=True)
+            if self._failure is not None:
+                raise self._failure
             for part in done:
                 part.result()
             raise _Lost("the connection was closed")
@@ -243,6 +249,7 @@ class Session:
                     reading = None
             preparing.result()
             self._outbox.put(Ready(tasks=dict(self._reports)))
+            self._joined = True
             if self._job is not None and self._job.update is not None:
                 self._send_update(self._job)
             while True:
@@ -320,8 +327,9 @@ class Session:
                 self._round_closed(round_id, reason)
             case Rejected(code=code, reason=reason, round=round_id):
                 log.warning("the server refused the update of round %s (%s): %s", round_id, code, reason)
-                if self._job is not None and round_id == self._job.work.round:
-                    self._job.update, self._job.acknowledged = None, True
+                # A server that was restarted asks for the round again in a moment: the update is kept until then.
+                if code != "future_round" and round_id is not None:
+                    self._spend(round_id)
             case Refusal(code=code, reason=reason):
                 raise _refusal(code, reason, returning=True)
             case Finished():
@@ -367,20 +375,30 @@ class Session:
 
     def _begin_work(self, work: Work, received: Received) -> None:
         job = _Job(work)
-        known = self._job
-        if known is not None and known.key == job.key and (known.work.training is None) == (work.training is None):
-            self._resume(known, work)
+        if self._job is not None and self._answers(self._job, job):
+            self._resume(self._job, work)
             return
         before = self._drop_job()
         self._job = job
         job.task = asyncio.create_task(self._do(job, received, before))
 
+    @staticmethod
+    def _answers(known: _Job, asked: _Job) -> bool:
+        """Whether what is done, or under way, is what the server asks for.
+
+        A cancelled job is one whose round was closed, or whose update was refused: another attempt begins anew.
+        """
+        same = known.key == asked.key and (known.work.training is None) == (asked.work.training is None)
+        return same and not known.cancelled.is_set() and not known.acknowledged
+
     def _resume(self, job: _Job, work: Work) -> None:
         """The server asks again for what is under way or done: after a broken connection."""
         if work.evaluate and job.evaluation is not None:
             self._outbox.put(job.evaluation)
-        if job.update is not None and not job.acknowledged:
+        if job.update is not None:
             self._send_update(job)
+        if job.declined is not None:
+            self._outbox.put(job.declined)
 
     def _drop_job(self) -> asyncio.Task[None] | None:
         job, self._job = self._job, None
@@ -400,24 +418,30 @@ class Session:
                 results = await asyncio.to_thread(self._workload.evaluate, work, slice_, received, job.cancelled)
                 job.evaluation = EvaluationReport(round=round_id, version=work.version, tasks=dict(results))
                 self._display.evaluated(work.version, results)
-                self._outbox.put(job.evaluation)
+                self._say(job.evaluation)
             if work.training is not None:
                 self._display.round_started(round_id, work.target_rounds)
                 report = self._progress_reporter(round_id)
-                job.update = await asyncio.to_thread(
-                    self._workload.train, work, slice_, received, report, job.cancelled
-                )
-                self._display.round_trained(round_id, job.update)
-                self._send_update(job)
+                update = await asyncio.to_thread(self._workload.train, work, slice_, received, report, job.cancelled)
+                self._display.round_trained(round_id, update)
+                if not job.cancelled.is_set():
+                    job.update = update
+                    self._send_update(job)
         except WorkCancelled:
             log.info("round %d: stopped, it is over", round_id)
         except WorkDeclined as error:
             log.warning("round %d: %s", round_id, error)
-            self._outbox.put(Declined(round=round_id, reason=str(error)[:2000]))
+            job.declined = Declined(round=round_id, reason=str(error)[:2000])
+            self._say(job.declined)
         except PlanError as error:
             self._fail(Refused("plan_mismatch", str(error)))
         except Exception as error:  # noqa: BLE001  # whatever went wrong here must end the client, not hang the round
             self._fail(error)
+
+    def _say(self, message: Message) -> None:
+        """Tell the server, if the client is part of the run now; what it has to know is kept and sent later else."""
+        if self._joined:
+            self._outbox.put(message)
 
     def _fail(self, error: BaseException) -> None:
         """End the session with an error of our own; the reader raises it."""
@@ -430,11 +454,13 @@ class Session:
 
         def show(done: int, total: int, loss: float) -> None:
             self._display.progress(done, total, loss)
-            self._outbox.put(Progress(round=round_id, done_steps=done, total_steps=total, loss=loss))
+            self._say(Progress(round=round_id, done_steps=done, total_steps=total, loss=loss))
 
         return lambda done, total, loss: loop.call_soon_threadsafe(show, done, total, loss)
 
     def _send_update(self, job: _Job) -> None:
+        if not self._joined:
+            return
         assert job.update is not None
         welcome = self._prepared
         assert welcome is not None
@@ -464,10 +490,16 @@ class Session:
 
     def _round_closed(self, round_id: int, reason: str) -> None:
         log.info("round %d is over: %s", round_id, reason)
-        if self._job is not None and self._job.work.round == round_id:
-            self._job.cancelled.set()
-            self._job.update, self._job.acknowledged = None, True
+        if self._spend(round_id):
             self._outbox.drop_transfers()
+
+    def _spend(self, round_id: int) -> bool:
+        """What is done or under way for a round is of no use; asked for that round again, the client starts anew."""
+        if self._job is None or self._job.work.round != round_id:
+            return False
+        self._job.cancelled.set()
+        self._job.update = None
+        return True
 
 
 def _refusal(code: str, reason: str, *, returning: bool) -> Exception:
