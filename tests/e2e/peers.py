@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Self, TypeVar
 
+import httpx
 import numpy as np
 from websockets.asyncio.client import ClientConnection, connect
 
@@ -19,6 +21,7 @@ from common.messages import (
     PROTOCOL_VERSION,
     Chunk,
     DataReport,
+    Finished,
     Heartbeat,
     Hello,
     Message,
@@ -34,6 +37,7 @@ from common.seeds import derive_seed
 from common.stream import MemorySink, StreamReceiver, chunk_frames
 from common.tensors import NUMPY_DTYPES, Array, EncodedTensor, decode_tensor, encode_tensor
 from common.wire import decode_frame, encode_frame
+from tests.e2e.programs import Server
 
 PATIENCE_S = 60.0
 Kind = TypeVar("Kind", bound=Message)
@@ -232,3 +236,34 @@ def replaced(update: TrainedUpdate, *tensors: EncodedTensor) -> TrainedUpdate:
     """An update with some of its tensors replaced (by slot) and others added."""
     by_slot = {tensor.header.slot: tensor for tensor in update.tensors}
     return TrainedUpdate(update.tasks, list((by_slot | {tensor.header.slot: tensor for tensor in tensors}).values()))
+
+
+async def events(url: str) -> AsyncIterator[dict[str, Any]]:
+    """What the server's event stream says; the first is the status, with ``kind`` "status"."""
+    async with (
+        httpx.AsyncClient(trust_env=False, timeout=None) as http,  # noqa: S113  # quiet is normal; tests have limits
+        http.stream("GET", f"{url}/api/v1/events") as response,
+    ):
+        assert response.headers["content-type"].startswith("text/event-stream")
+        with suppress(httpx.RemoteProtocolError):  # the server ended
+            async for line in response.aiter_lines():
+                if line.startswith("data: "):
+                    yield {"kind": "status", **json.loads(line.removeprefix("data: "))}
+
+
+async def until(feed: AsyncIterator[dict[str, Any]], kind: str, **fields: object) -> dict[str, Any]:
+    """The next event of this kind with these fields."""
+    async with asyncio.timeout(PATIENCE_S):
+        async for event in feed:
+            if event["kind"] == kind and all(event.get(key) == value for key, value in fields.items()):
+                return event
+    raise AssertionError(f"the event stream ended without {kind} {fields}")
+
+
+async def see_through(server: Server, *sessions: Session | Awaitable[Finished]) -> None:
+    """Run sessions to the end of the run; they and the server end well."""
+    runs = [member.run() if isinstance(member, Session) else member for member in sessions]
+    async with asyncio.timeout(PATIENCE_S):
+        ends = await asyncio.gather(*runs)
+    assert {end.state for end in ends} == {"finished"}
+    assert await asyncio.to_thread(server.wait) == 0

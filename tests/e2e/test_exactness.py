@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from common.data import load_examples
@@ -47,11 +47,6 @@ def version(run_dir: Path, number: int) -> dict[str, Tensor]:
     return {slot.partition("@")[0]: value for slot, value in values.items()}
 
 
-def family_names(model: nn.Module) -> set[str]:
-    """Names of the parameters that a model holds."""
-    return {name for name, _ in model.named_parameters()}
-
-
 def gradients(before: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """Task to the gradient of its mean loss over all of its training rows, in plain torch."""
     loaded = resolve_config(small(rows=ROWS, training=ONE_STEP), "test", Path())
@@ -59,8 +54,8 @@ def gradients(before: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     found = {}
     for task, spec in loaded.specs.items():
         model = family.build([task])
-        loadable = {name: value for name, value in before.items() if name in family_names(model)}
-        model.load_state_dict(loadable, strict=False)
+        own = {name for name, _ in model.named_parameters()}
+        model.load_state_dict({name: before[name] for name in own}, strict=False)
         model.eval()
         examples = load_examples(spec, "train", data=None, shard=None, seed=loaded.config.run.seed)
         rows = family.encode(task, examples)
