@@ -11,7 +11,8 @@ disk with fsync before it acknowledges, sum in float64, and commit a version to 
 
 How to read the result: ``median_s`` is the time from the start of one round to the start of the next,
 ``server_rss_mb`` the server's peak resident memory over its life, ``server_base_mb`` what it holds before any
-client comes (Python, torch, transformers and the model). The last line is one JSON object.
+client comes (Python, torch, transformers and the model), ``server_cpu_s`` its CPU
+time per round, user and system. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -73,6 +74,12 @@ def memory_mb(pid: int, field: str) -> float:
     raise SystemExit(f"no {field} for process {pid}")
 
 
+def cpu_seconds(pid: int) -> float:
+    """CPU time that a process has used, user and system."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def run(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Run the federation; figures from its own history."""
     config, run_dir = folder / "config.yaml", folder / "run"
@@ -91,10 +98,12 @@ def run(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
                 words = ["-m", "benchmarks.noop_client", "--client-id", f"{task}_{number}", "--task", task]
                 words += ["--server", f"ws{url}/ws"]
                 clients.append(subprocess.Popen([sys.executable, *words], cwd=ROOT, env=environment, stderr=log))
-            peak = base
+            peak, cpu_before = base, cpu_seconds(server.pid)
+            cpu = cpu_before
             while server.poll() is None and not any(client.poll() for client in clients):
                 try:
                     peak = max(peak, memory_mb(server.pid, "VmHWM"))
+                    cpu = cpu_seconds(server.pid)
                 except (FileNotFoundError, ProcessLookupError, SystemExit):
                     break
                 time.sleep(0.05)
@@ -105,7 +114,8 @@ def run(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
                     process.terminate()
     if any(codes):
         raise SystemExit(f"exit codes {codes}\n" + (folder / "log").read_text()[-4000:])
-    return figures(arguments, run_dir, base, peak)
+    result = figures(arguments, run_dir, base, peak)
+    return {**result, "server_cpu_s": (cpu - cpu_before) / arguments.rounds}
 
 
 def figures(arguments: argparse.Namespace, run_dir: Path, base: float, peak: float) -> dict[str, Any]:
