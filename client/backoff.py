@@ -17,7 +17,6 @@ class Backoff:
     """
 
     def __init__(self, patience_s: float) -> None:
-        self.connected_before = False
         self._patience_s = patience_s
         self._attempt = 0
         self._since: float | None = None
@@ -25,8 +24,7 @@ class Backoff:
         self._random = secrets.SystemRandom()
 
     def reset(self) -> None:
-        """A connection was established."""
-        self.connected_before = True
+        """A connection was good; patience begins anew when it is lost."""
         self._attempt = 0
         self._since = None
 

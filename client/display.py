@@ -34,6 +34,7 @@ class Display:
 
     def round_started(self, round_id: int, target_rounds: int) -> None:
         """Training begins."""
+        self.close()
         self._title = f"round {round_id}/{target_rounds}"
         if self._terminal:
             columns = (

@@ -10,6 +10,7 @@ from typing import Final, Literal, TypeVar
 
 import numpy as np
 import torch
+from pydantic import BaseModel, ValidationError
 
 from client.device import choose_device
 from client.failures import TrainingCancelled, TrainingDiverged
@@ -29,6 +30,7 @@ from common.training import Position, TrainSettings
 
 log = logging.getLogger("fedmtl.client")
 Result = TypeVar("Result")
+Model = TypeVar("Model", bound=BaseModel)
 _SPLITS: Final[tuple[SplitName, ...]] = ("train", "validation")
 
 
@@ -63,7 +65,7 @@ class LocalWorkload:
 
     def prepare(self, welcome: Welcome, assets: Mapping[str, bytes]) -> Mapping[str, DataReport]:
         """Load and check this client's rows, encode them, build the family."""
-        specs = {name: TaskSpec.model_validate(spec) for name, spec in welcome.specs.items()}
+        specs = {name: _understood(TaskSpec, spec) for name, spec in welcome.specs.items()}
         family = family_from_description(welcome.family, assets, specs)
         self._seed, self._client_id = welcome.seed, welcome.client_id
         loaded = {task: self._load(family, specs[task]) for task in welcome.tasks}
@@ -133,7 +135,7 @@ class LocalWorkload:
         return TrainedUpdate(contributions, tensors)
 
     def _settings_of(self, work: Work) -> TrainSettings:
-        settings = TrainSettings.model_validate(work.training)
+        settings = _understood(TrainSettings, work.training)
         return settings.model_copy(update={"threads": self._threads}) if self._threads else settings
 
     def _ready(self) -> LocalTrainer:
@@ -151,6 +153,16 @@ class LocalWorkload:
             raise WorkDeclined(str(error)) from error
         except (MemoryError, torch.OutOfMemoryError) as error:
             raise WorkDeclined(f"out of memory on {self._device}: lower training.batch_size ({error})") from error
+
+
+def _understood(model: type[Model], data: object) -> Model:
+    """What the server sent, as this version of the software knows it."""
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(
+            f"the server's {model.__name__} is not understood here (is it of another version of fedmtl?): {error}"
+        ) from error
 
 
 def _unchanged(slice_: Slice, trained: Container[str]) -> list[EncodedTensor]:

@@ -29,6 +29,11 @@ class Outbox:
         self._filled = asyncio.Event()
         self._closed = False
 
+    @property
+    def waiting(self) -> int:
+        """Messages that have not left yet, transfers not counted."""
+        return len(self._messages)
+
     def put(self, message: Message) -> None:
         """Send a message before anything of a transfer that has not left yet.
 

@@ -1,0 +1,62 @@
+"""One piece of work under way or done, and what came of it; kept until the server wants nothing more of it."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from dataclasses import dataclass, field
+
+from client.workload import TrainedUpdate
+from common.messages import Declined, EvaluationReport, UpdateHeader, Work
+
+
+@dataclass
+class Job:
+    """Work, and its results as they come.
+
+    Attributes:
+        work: what the server asked for.
+        cancelled: set when nobody wants the results any more.
+        task: does the work.
+        evaluation: the report, once made.
+        update: the update, once trained and until the server has acknowledged or refused it.
+        declined: why no update comes, where none does.
+    """
+
+    work: Work
+    cancelled: threading.Event = field(default_factory=threading.Event)
+    task: asyncio.Task[None] | None = None
+    evaluation: EvaluationReport | None = None
+    update: TrainedUpdate | None = None
+    declined: Declined | None = None
+
+    def answers(self, work: Work) -> bool:
+        """Whether what came, or is still to come, of this job is what `work` asks for, so that nothing is done twice.
+
+        The server asks again after a broken connection, and when a round is repeated.
+        """
+        if self.cancelled.is_set() or _identity(work) != _identity(self.work):
+            return False
+        running = self.task is not None and not self.task.done()
+        evaluates = self.evaluation is not None or (running and self.work.evaluate)
+        trains = work.training == self.work.training and (
+            self.update is not None or self.declined is not None or running
+        )
+        return (evaluates or not work.evaluate) and (trains or work.training is None)
+
+    def header(self, stream: int) -> UpdateHeader:
+        """The announcement of the update, which must be there."""
+        assert self.update is not None
+        return UpdateHeader(
+            run_id=self.work.run_id,
+            round=self.work.round,
+            version=self.work.version,
+            plan=self.work.plan,
+            stream=stream,
+            tasks=dict(self.update.tasks),
+            tensors=tuple(tensor.header for tensor in self.update.tensors),
+        )
+
+
+def _identity(work: Work) -> tuple[str, int, int, str]:
+    return (work.run_id, work.round, work.version, work.plan)
