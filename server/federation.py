@@ -89,14 +89,16 @@ class Federation:
         self.run_id = run_id
         self.decisions = decisions
         self.summary_of_model = family.summary()
-        self.traffic = Traffic()
+        # What a resumed run's summary says goes on from where it stopped.
+        self.scoreboard = Scoreboard.restored(model.version, history.rounds(), history.updates(), history.evaluations())
+        before = self.scoreboard.rounds.values()
+        self.traffic = Traffic(sum(r.bytes_down for r in before), sum(r.bytes_up for r in before))
+        self.started = time.time() - sum(r.seconds for r in before)
+        self.sha256 = str((history.commit_of(model.version) or {"sha256": ""})["sha256"])
         self.feed = EventFeed(history.last_event(), lambda *event: self._record(history.record_event, *event))
-        self.scoreboard = Scoreboard()
         self.participants: dict[str, Participant] = {}
         self.refusals: dict[str, int] = {}
-        self.started = time.time()
         self.state: str = "running"
-        self.sha256 = ""
         self.open_round: OpenRound | None = None
         self.finished: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self._introduction = Introduction(config, specs, family, run_id)

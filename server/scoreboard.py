@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 from common.metrics import Evaluation, combine
 
@@ -29,6 +29,34 @@ class Scoreboard:
     def __init__(self) -> None:
         self._evaluations: dict[int, dict[str, dict[str, Evaluation]]] = {}
         self.rounds: dict[int, RoundRecord] = {0: RoundRecord(0)}
+
+    @classmethod
+    def restored(
+        cls,
+        version: int,
+        rounds: Iterable[Mapping[str, Any]],
+        updates: Iterable[Mapping[str, Any]],
+        evaluations: Iterable[Mapping[str, Any]],
+    ) -> Self:
+        """The board of a run that goes on, from the rows of its history up to the committed version."""
+        board = cls()
+        timed = {row["round"]: row for row in rounds}
+        for number in range(1, version + 1):
+            # The row of the newest round is missing when the server died between the commit and the row.
+            row = timed.get(number, {"seconds": 0.0, "bytes_down": 0, "bytes_up": 0, "phases": {}, "attempt": 1})
+            figures = {key: row[key] for key in ("seconds", "bytes_down", "bytes_up", "phases")}
+            board.rounds[number] = RoundRecord(number, **figures, attempts=row["attempt"])
+        for update in updates:
+            if update["round"] <= version:
+                record = board.rounds[update["round"]]
+                record.participants.append(update["client_id"])
+                for task, done in update["tasks"].items():
+                    record.examples[task] = record.examples.get(task, 0) + done["num_examples"]
+        for row in evaluations:
+            if row["version"] <= version:
+                result = Evaluation(row["metrics"], row["loss"], row["examples"])
+                board.add_evaluation(row["version"], row["client_id"], row["task"], result)
+        return board
 
     def add_evaluation(self, version: int, client_id: str, task: str, evaluation: Evaluation) -> None:
         """Keep one client's result for one task; a repeated report replaces the first."""
