@@ -13,8 +13,8 @@ Federated conditions start ``python -m server`` and three ``python -m client`` a
 Central ones use the same local trainer on all rows at once, with one optimiser over the whole budget.
 
 Where clients of three tasks share an encoder, the mean of three deltas moves it a third as far as three deltas one
-after the other would, so these conditions have a learning rate of their own; heads, which are averaged with
-nobody, have the same one everywhere.
+after the other would. ``--task-step sum`` (the default here) adds them; with ``mean`` these conditions need a
+higher ``--learning-rate``. Heads are averaged with nobody, and have the same rate everywhere.
 
 Read it so: within a task, ``uniform`` close to ``central`` means that federating costs little, ``uniform``
 above ``per_task`` that the other tasks help. Differences of a point on 872 to 2,000 rows are noise.
@@ -100,10 +100,11 @@ def centrally(arguments: argparse.Namespace, groups: list[tuple[str, ...]]) -> d
 def federated(arguments: argparse.Namespace, condition: str) -> dict[str, Any]:
     """Run a server and a client per task; the result is the last version's."""
     shared = condition != "per_task"
+    step = [f"federation.task_step={arguments.task_step}"] if shared else []
     rate = arguments.learning_rate if shared else arguments.central_learning_rate
     with tempfile.TemporaryDirectory() as folder:
         run_dir = Path(folder) / "run"
-        sets = [*overrides(arguments, rate), *FEDERATED[condition], "server.port=0"]
+        sets = [*overrides(arguments, rate), *FEDERATED[condition], *step, "server.port=0"]
         command = [sys.executable, "-m", "server", "--config", str(CONFIG), "--run-dir", str(run_dir)]
         command += [word for value in sets for word in ("--set", value)]
         with (Path(folder) / "log").open("w") as log:
@@ -154,6 +155,7 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=3e-4, help="where tasks on different clients share")
     parser.add_argument("--central-learning-rate", type=float, default=1e-4, help="alone, central and per_task")
     parser.add_argument("--head-learning-rate", type=float, default=2e-3, help="of the heads, in every condition")
+    parser.add_argument("--task-step", choices=("mean", "sum"), default="sum", help="of uniform and examples")
     parser.add_argument("--conditions", nargs="+", default=["alone", "central", *FEDERATED])
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
