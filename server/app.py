@@ -1,4 +1,4 @@
-"""HTTP and WebSocket on one port: the federation at `/ws`, REST beside it (listed at `/api/docs`)."""
+"""HTTP and WebSocket on one port: the federation at `/ws`, REST beside it (`/api/v1/openapi.json` lists it)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,14 @@ from server.run_directory import load_version
 
 def create_app(federation: Federation) -> FastAPI:
     """The application of one run."""
-    app = FastAPI(title="fedmtl", description="Federated multi-task learning", docs_url="/api/docs", redoc_url=None)
+    # No docs_url: its page loads scripts from elsewhere, and this one has to work without a network.
+    app = FastAPI(
+        title="fedmtl",
+        description="Federated multi-task learning",
+        openapi_url="/api/v1/openapi.json",
+        docs_url=None,
+        redoc_url=None,
+    )
     _add_operations(app, federation)
     _add_api(app, federation)
 
