@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import uvicorn
+from websockets.exceptions import InvalidState
 
 from common.errors import EXIT_OK, EXIT_RUN_FAILED, ConfigError
 from common.families import build_family, family_from_description
@@ -199,7 +200,9 @@ async def _run(
     outcome = await federation.run()
     await federation.drained(config.server.limits.silence_s)
     web.should_exit = True
-    await serving
+    # uvicorn says goodbye to every connection, and fails on one whose peer is half way through closing it.
+    with contextlib.suppress(InvalidState):
+        await serving
     # After the last connection: that a client left is written down too.
     await federation.close()
     return EXIT_OK if outcome in ("finished", "stopped") else EXIT_RUN_FAILED
