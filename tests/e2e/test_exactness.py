@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -66,7 +67,7 @@ def gradients(before: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
         else:
             loss = ((outputs - rows.labels) ** 2).mean()
         names, parameters = zip(*model.named_parameters(), strict=True)
-        parts = torch.autograd.grad(loss, parameters, allow_unused=True)
+        parts: Sequence[Tensor | None] = torch.autograd.grad(loss, parameters, allow_unused=True)
         found[task] = {name: part for name, part in zip(names, parts, strict=True) if part is not None}
     return found
 
