@@ -219,7 +219,11 @@ class Federation:
             known.connection, known.last_seen = None, time.time()
             known.bytes_down += connection.bytes_down
             known.bytes_up += connection.bytes_up
-            log.info("%s %s", connection.client_id, "left" if connection.said_goodbye else "lost its connection")
+            log.info(
+                "%s %s",
+                connection.client_id,
+                "left" if connection.said_goodbye or self.finished.done() else "lost its connection",
+            )
             self.feed.publish("client_left", {"client_id": connection.client_id})
             self.post(core.Left(connection.client_id, connection.said_goodbye))
 
