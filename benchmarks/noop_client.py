@@ -13,6 +13,7 @@ import numpy as np
 from client.display import Display
 from client.session import Identity, Session
 from client.workload import Progress, Received, TrainedUpdate
+from common.event_loop import loop_factory
 from common.messages import DataReport, TaskContribution, TaskEvaluation, Welcome, Work
 from common.plan import Slice
 from common.tensors import NUMPY_DTYPES, EncodedTensor, encode_tensor
@@ -59,7 +60,8 @@ def main() -> None:
     parser.add_argument("--server", required=True)
     arguments = parser.parse_args()
     identity = Identity(arguments.server, arguments.client_id, (arguments.task,), reconnect_s=10.0)
-    asyncio.run(Session(identity, ConstantWorkload(), Display(terminal=False)).run())
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        runner.run(Session(identity, ConstantWorkload(), Display(terminal=False)).run())
 
 
 if __name__ == "__main__":

@@ -52,6 +52,7 @@ def overrides(arguments: argparse.Namespace, learning_rate: float) -> list[str]:
     return [
         f"run.seed={arguments.seed}",
         f"run.rounds={arguments.rounds}",
+        f"federation.evaluate_every={arguments.evaluate_every}",
         f"training.learning_rate={learning_rate}",
         f"training.head_learning_rate={arguments.head_learning_rate / learning_rate}",
         f"training.local_epochs={arguments.epochs / arguments.rounds}",
@@ -128,6 +129,7 @@ def federated(arguments: argparse.Namespace, condition: str) -> dict[str, Any]:
         history = [
             {"round": row["round"], "tasks": {t: _metrics(m) for t, m in row["tasks"].items()}}
             for row in summary["history"]
+            if row["tasks"]
         ]
         return {
             "tasks": history[-1]["tasks"],
@@ -150,7 +152,8 @@ def main() -> None:
     parser.add_argument("--train", type=int, nargs=3, default=[4000, 4000, 4000], metavar=("SST2", "QQP", "STSB"))
     parser.add_argument("--validation", type=int, default=1000)
     parser.add_argument("--epochs", type=float, default=2.0, help="passes over the rows, in every condition")
-    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=24)
+    parser.add_argument("--evaluate-every", type=int, default=6, help="rounds between two evaluations")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--learning-rate", type=float, default=3e-4, help="where tasks on different clients share")
     parser.add_argument("--central-learning-rate", type=float, default=1e-4, help="alone, central and per_task")

@@ -15,6 +15,7 @@ import typer
 
 from common.console import set_up_logging
 from common.errors import EXIT_OK, ConfigError, FedmtlError
+from common.event_loop import loop_factory
 
 if TYPE_CHECKING:
     from client.session import Session
@@ -89,7 +90,8 @@ def run(
 
         workload = LocalWorkload(data, device, Shard.parse(shard) if shard else None, sync.value, threads)
         identity = Identity(server, client_id, names, token, sync.value, reconnect_for)
-        code = asyncio.run(_take_part(Session(identity, workload, Display())))
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
+            code = runner.run(_take_part(Session(identity, workload, Display())))
     except FedmtlError as error:
         log.error("%s", error)  # noqa: TRY400  # a person needs the sentence, not our stack
         code = error.exit_code

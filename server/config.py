@@ -136,6 +136,9 @@ class FederationConfig(StrictModel):
     """Who evaluates each aggregated model on its validation data: every connected client, those asked
     to train, or nobody. The first and the last version are evaluated by all unless none."""
 
+    evaluate_every: int = Field(default=1, ge=1)
+    """Evaluate only every so many versions, beside the first and the last: evaluation takes clients' time too."""
+
     @model_validator(mode="after")
     def _weights_are_positive(self) -> Self:
         if isinstance(self.task_weights, dict):

@@ -249,6 +249,7 @@ class Rules:
     gather_timeout_s: float | None = 600.0
     max_attempts: int = 3
     evaluate: Literal["all", "cohort", "none"] = "all"
+    evaluate_every: int = 1
 
 
 class Coordinator:
@@ -376,11 +377,7 @@ class Coordinator:
         cohort = self._sample(everybody, round_id) | frozenset(self._kept)
         trainers = {c: self._connected[c] for c in sorted(cohort) if c in self._connected}
         trainers |= {c: self._kept_tasks[c] for c in self._kept if c not in trainers}
-        evaluators = {"all": everybody, "cohort": cohort & everybody, "none": frozenset[str]()}[self.rules.evaluate]
-        if self.version == 0 and self.rules.evaluate != "none":
-            evaluators = everybody
-        if self._attempt > 1:
-            evaluators = frozenset()
+        evaluators = self._evaluators(everybody, cohort)
         self.round = Round(round_id, trainers, evaluators, answered=dict(self._kept))
         self.phase = Phase.TRAINING
         commands.append(BeginRound(round_id, self._attempt, frozenset(trainers), evaluators))
@@ -388,6 +385,13 @@ class Coordinator:
         commands += self._start_deadline()
         # Nobody has a seat when every client that is asked has answered in an earlier attempt.
         return commands + self._close_if_complete()
+
+    def _evaluators(self, everybody: frozenset[str], cohort: frozenset[str]) -> frozenset[str]:
+        """Who evaluates the current version in the round that is about to begin."""
+        due = self.version % self.rules.evaluate_every == 0 and self._attempt == 1
+        if not due or self.rules.evaluate == "none":
+            return frozenset()
+        return everybody if self.rules.evaluate == "all" or self.version == 0 else cohort & everybody
 
     def _start_deadline(self) -> list[Command]:
         if self.rules.deadline_s is None:

@@ -13,12 +13,13 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import uvicorn
 from websockets.exceptions import InvalidState
 
 from common.errors import EXIT_OK, EXIT_RUN_FAILED, ConfigError
+from common.event_loop import loop_factory
 from common.families import build_family, family_from_description
 from common.families.base import Family
 from common.families.saved import read_family, write_family
@@ -93,16 +94,8 @@ def serve(loaded: LoadedConfig, run_dir: Path | None, *, resume: bool) -> int:
         # all of it in every full collection took a third of the server's busy time in a round.
         gc.collect()
         gc.freeze()
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
             return runner.run(run())
-
-
-def _loop_factory() -> Any:  # noqa: ANN401  # uvloop is not there on every platform
-    if sys.platform == "win32":
-        return None
-    import uvloop
-
-    return uvloop.new_event_loop
 
 
 def _listen(config: Config) -> socket.socket:
@@ -173,6 +166,7 @@ def _decisions(config: Config, specs: Mapping[str, TaskSpec], version: int) -> c
             gather_timeout_s=rules.rejoin_timeout_s,
             max_attempts=rules.max_attempts,
             evaluate=rules.evaluate,
+            evaluate_every=rules.evaluate_every,
         ),
         sample,
         version,
