@@ -110,14 +110,14 @@ def federated(arguments: argparse.Namespace, condition: str) -> dict[str, Any]:
         command += [word for value in sets for word in ("--set", value)]
         with (Path(folder) / "log").open("w") as log:
             server = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=log, text=True)
-            clients: list[subprocess.Popen[bytes]] = []
+            clients: list[subprocess.Popen[str]] = []
             try:
                 assert server.stdout is not None
                 url = server.stdout.readline().split("url=http")[1].split()[0]
                 for task in TASKS:
                     words = ["-m", "client", "--client-id", f"{task}_client", "--tasks", task, "--threads", "1"]
                     words += ["--server", f"ws{url}/ws", "--data", str(arguments.data)]
-                    clients.append(subprocess.Popen([sys.executable, *words], cwd=ROOT, stderr=log))
+                    clients.append(subprocess.Popen([sys.executable, *words], cwd=ROOT, stderr=log, text=True))
                 codes = [client.wait() for client in clients] + [server.wait()]
             finally:
                 for process in (*clients, server):

@@ -88,7 +88,7 @@ def run(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     command = [sys.executable, "-m", "server", "--config", str(config), "--run-dir", str(run_dir)]
     with (folder / "log").open("w") as log:
         server = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=log, text=True)
-        clients: list[subprocess.Popen[bytes]] = []
+        clients: list[subprocess.Popen[str]] = []
         try:
             assert server.stdout is not None
             url = server.stdout.readline().split("url=http")[1].split()[0]
@@ -97,7 +97,9 @@ def run(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
                 task = TASKS[number % len(TASKS)]
                 words = ["-m", "benchmarks.noop_client", "--client-id", f"{task}_{number}", "--task", task]
                 words += ["--server", f"ws{url}/ws"]
-                clients.append(subprocess.Popen([sys.executable, *words], cwd=ROOT, env=environment, stderr=log))
+                clients.append(
+                    subprocess.Popen([sys.executable, *words], cwd=ROOT, env=environment, stderr=log, text=True)
+                )
             peak, cpu_before = base, cpu_seconds(server.pid)
             cpu = cpu_before
             while server.poll() is None and not any(client.poll() for client in clients):
@@ -146,7 +148,7 @@ def figures(arguments: argparse.Namespace, run_dir: Path, base: float, peak: flo
 def echo(port: int, nbytes: int, rounds: int) -> None:
     """The floor's other side: take the bytes, send as many back."""
     buffer = np.zeros(nbytes, np.uint8)
-    view = memoryview(buffer)
+    view = buffer.data
     with socket.create_connection(("127.0.0.1", port)) as connection:
         for _ in range(rounds):
             receive(connection, view)
@@ -176,8 +178,8 @@ def floor(clients: int, nbytes: int, rounds: int) -> float:
         connections = [listener.accept()[0] for _ in peers]
 
         def both_ways(connection: socket.socket, buffer: np.ndarray[Any, np.dtype[np.float32]]) -> None:
-            connection.sendall(memoryview(model).cast("B"))
-            receive(connection, memoryview(buffer).cast("B"))
+            connection.sendall(model.data.cast("B"))
+            receive(connection, buffer.data.cast("B"))
 
         times = []
         for _ in range(rounds):

@@ -35,7 +35,8 @@ def slot_weights(
             far as one machine that trains the tasks in turn would go. The same for a slot of one task.
 
     Returns:
-        client id to weight, summing to 1, or to the number of present tasks. Empty when no client trained the slot: it keeps its value.
+        client id to weight, summing to 1, or to the number of present tasks. Empty when no client trained
+        the slot: it keeps its value.
     """
     totals: dict[str, int] = {}
     for client_id in sorted(examples):
