@@ -13,7 +13,6 @@ from typing import Any
 
 import httpx
 import numpy as np
-import pytest
 import websockets
 from websockets.asyncio.client import connect
 
@@ -21,6 +20,7 @@ from client.workload import TrainedUpdate
 from common.messages import (
     PROTOCOL_VERSION,
     Chunk,
+    Declined,
     Finished,
     Heartbeat,
     Hello,
@@ -119,7 +119,7 @@ async def test_a_deadline_leaves_stragglers_and_a_peer_that_never_reads_behind(p
             await asyncio.gather(beating, return_exceptions=True)
     history = server.summary()["history"]
     assert [row["participants"] for row in history] == [[], ["qqp_client"], ["qqp_client", "stsb_slow"]]
-    assert history[1]["seconds"] == pytest.approx(4.0, abs=1.5)
+    assert 3.9 < history[1]["seconds"] < 10
     assert "round 1 left sst2_deaf, stsb_slow behind: the deadline passed" in server.log()
 
 
@@ -289,22 +289,24 @@ async def _send_broken(server: Server, name: str) -> str:
         update, changes = breaks(work, work_done(work, ["qqp"], "broken"))
         await broken.send_update(update, **changes)
         rejected = await broken.expect(Rejected)
-        # The connection lives on, and the client is told of the end like everybody else.
+        # The connection lives on: a word on the round is taken, and the end is told as to everybody else.
+        await broken.send(Declined(round=work.round, reason="nothing better to offer"))
         await broken.expect(Finished, skip=(Chunk, RoundClosed, Work))
     return rejected.code
 
 
 async def test_broken_updates_are_refused_by_name_and_count_for_nothing(programs: Programs) -> None:
     """Every kind in one round, each from a client of its own, beside two clients that do as they should."""
-    rules = {"min_clients": len(BROKEN) + 2, "quorum": 0.1, "evaluate": "none", "round_deadline_s": 6.0}
+    rules = {"min_clients": len(BROKEN) + 2, "quorum": 0.1, "evaluate": "none"}
     server = programs.server(small(["sst2", "qqp"], run={"rounds": 1}, federation=rules))
+    feed = events(server.url)
+    await until(feed, "status")
     opened, patient = gate(1)
     members = [
         asyncio.create_task(one.run())
         for one in (session(server.address, "sst2_client", patient), session(server.address, "qqp_client"))
     ]
     broken = [asyncio.create_task(_send_broken(server, name)) for name in BROKEN]
-    feed = events(server.url)
     await until(feed, "update_accepted", client_id="qqp_client")
     opened.set()
     codes = await asyncio.gather(*broken)
