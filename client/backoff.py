@@ -1,4 +1,4 @@
-"""When to try again after a lost connection: exponential delays with full jitter, for as long as one is told."""
+"""When to try again after a lost connection: exponential delays with jitter, for as long as one is told."""
 
 from __future__ import annotations
 

@@ -1,0 +1,173 @@
+"""The real workload: rows, family and trainer behind the session's interface."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from client.failures import TrainingCancelled, TrainingDiverged
+from client.local_workload import LocalWorkload
+from client.workload import Received, WorkCancelled, WorkDeclined
+from common.errors import ConfigError
+from common.families import build_family
+from common.families.base import Family
+from common.messages import Welcome, Work
+from common.plan import SharingPlan, Slice
+from common.tensors import decode_tensor
+from common.torch_tensors import encode
+from server.config import resolve_config
+
+HERE = Path(__file__).parent
+CONFIG: dict[str, Any] = {
+    "model": {
+        "family": "transformer",
+        "encoder": {
+            "config": {
+                "model_type": "bert", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+                "intermediate_size": 16, "max_position_embeddings": 32,
+            },
+            "tokenizer": "synthetic-words",
+        },
+        "max_length": 16,
+    },
+    "tasks": {
+        "sst2": {"use": "sst2", "data": {"synthetic": "sst2", "train": 40, "validation": 20}},
+        "stsb": {"use": "stsb", "data": {"synthetic": "stsb", "train": 40, "validation": 20}},
+    },
+    "training": {"local_steps": 2, "batch_size": 4, "learning_rate": 1e-3},
+}  # fmt: skip
+
+
+class Given:
+    """What a server would send."""
+
+    def __init__(self, sync: str = "slice") -> None:
+        loaded = resolve_config(CONFIG, "test", HERE)
+        self.family: Family = build_family(loaded.config.model, loaded.specs, base_dir=HERE)
+        self.plan = SharingPlan.shared(self.family.blueprint())
+        self.slice_ = self.plan.slice(loaded.specs if sync == "full" else {"sst2"})
+        self.training = loaded.config.training.model_dump(mode="json")
+        specs = {name: spec.model_dump(mode="json") for name, spec in loaded.specs.items()}
+        self.welcome = Welcome(
+            protocol=1, run_id="run", client_id="c", tasks=("sst2",), seed=3, target_rounds=2, heartbeat_s=1.0,
+            silence_s=4.0, chunk_bytes=4096, specs=specs if sync == "full" else {"sst2": specs["sst2"]},
+            family=self.family.describe(),
+        )  # fmt: skip
+        values = self.family.initial_values(3)
+        encoded = [encode(slot.id, values[slot.parameter]) for slot in self.slice_.travelling]
+        self.received: Received = {
+            tensor.header.slot: (tensor.header, memoryview(bytearray(b"".join(bytes(part) for part in tensor.parts))))
+            for tensor in encoded
+        }
+        self.work = Work(
+            run_id="run", round=1, version=0, target_rounds=2, plan=self.plan.digest, slice=self.slice_.to_dict(),
+            evaluate=True, training=self.training, stream=1, tensors=tuple(tensor.header for tensor in encoded),
+        )  # fmt: skip
+
+    def prepared(self, sync: Any = "slice") -> LocalWorkload:  # noqa: ANN401  # a literal
+        workload = LocalWorkload(None, "cpu", sync=sync, threads=1)
+        report = workload.prepare(self.welcome, self.family.assets())
+        assert (report["sst2"].train, report["sst2"].validation) == (40, 20)
+        assert "synthetic" in report["sst2"].source
+        return workload
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    """Training sets the number of threads; other tests keep theirs."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def _progress(done: int, total: int, loss: float) -> None:
+    assert 0 <= done <= total
+    assert np.isfinite(loss)
+
+
+def test_evaluate_and_train() -> None:
+    given = Given()
+    workload = given.prepared()
+    cancelled = threading.Event()
+    before = {slot: hashlib.sha256(payload).digest() for slot, (_, payload) in given.received.items()}
+    results = workload.evaluate(given.work, given.slice_, given.received, cancelled)
+    assert results["sst2"].examples == 20
+    assert 0 <= results["sst2"].metrics["accuracy"] <= 1
+    update = workload.train(given.work, given.slice_, given.received, _progress, cancelled)
+    assert update.tasks["sst2"].num_examples == 8
+    assert {tensor.header.slot for tensor in update.tensors} == {slot.id for slot in given.slice_.trainable}
+    assert any(decode(tensor).any() for tensor in update.tensors)
+    after = {slot: hashlib.sha256(payload).digest() for slot, (_, payload) in given.received.items()}
+    assert after == before, "what is held for the next round is not written to"
+    again = workload.train(given.work, given.slice_, given.received, _progress, cancelled)
+    assert [t.header for t in again.tensors] == [t.header for t in update.tensors], "the same round, the same update"
+
+
+def decode(tensor: Any) -> Any:  # noqa: ANN401  # an encoded tensor to an array
+    return decode_tensor(tensor.header, b"".join(bytes(part) for part in tensor.parts))
+
+
+def test_full_synchronisation_returns_every_slot() -> None:
+    given = Given("full")
+    update = given.prepared("full").train(given.work, given.slice_, given.received, _progress, threading.Event())
+    by_slot = {tensor.header.slot: tensor for tensor in update.tensors}
+    assert by_slot.keys() == {slot.id for slot in given.slice_.travelling}
+    others = [slot.id for slot in given.slice_.slots if slot.tasks == {"stsb"}]
+    assert others
+    for slot_id in others:
+        assert not decode(by_slot[slot_id]).any()
+
+
+class Failing:
+    """A trainer that raises."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def train(self, *_: object) -> None:
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "told", "words"),
+    [
+        (TrainingCancelled("stopped"), WorkCancelled, "stopped"),
+        (TrainingDiverged("nan"), WorkDeclined, "nan"),
+        (MemoryError("4 GB"), WorkDeclined, "out of memory on cpu: lower training.batch_size"),
+        (torch.OutOfMemoryError("4 GB"), WorkDeclined, "out of memory"),
+        (ValueError("a bug"), ValueError, "a bug"),
+    ],
+)
+def test_what_goes_wrong_is_told_in_the_sessions_terms(
+    error: Exception, told: type[Exception], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = Given()
+    workload = LocalWorkload(None, "cpu")
+    monkeypatch.setattr(workload, "_trainer", Failing(error))
+    with pytest.raises(told, match=words):
+        workload.train(given.work, Slice.from_dict(given.work.slice), given.received, _progress, threading.Event())
+
+
+def test_settings_and_tasks_of_another_version_are_refused() -> None:
+    given = Given()
+    workload = given.prepared()
+    odd = given.work.model_copy(update={"training": {**given.training, "quantum": 1}})
+    with pytest.raises(ConfigError, match=r"TrainSettings is not understood here(.|\n)*quantum"):
+        workload.train(odd, given.slice_, given.received, _progress, threading.Event())
+    spec: Any = given.welcome.specs["sst2"]
+    welcome = given.welcome.model_copy(update={"specs": {"sst2": {**spec, "quantum": 1}}})
+    with pytest.raises(ConfigError, match="TaskSpec is not understood here"):
+        workload.prepare(welcome, given.family.assets())
+
+
+def test_work_before_the_data_is_an_error() -> None:
+    given = Given()
+    with pytest.raises(ConfigError, match="before the data was loaded"):
+        LocalWorkload(None, "cpu").train(given.work, given.slice_, given.received, _progress, threading.Event())
