@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -125,7 +126,8 @@ class Session:
     def __init__(self, identity: Identity, workload: Workload, display: Display) -> None:
         self._identity = identity
         self._workload = workload
-        self._worker = Worker(workload, display, self._fail)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="fedmtl-work")
+        self._worker = Worker(workload, display, self._thread, self._fail)
         self._assets: dict[str, bytes] = {}
         self._preparation: _Preparation | None = None
         self._welcomed_before = False
@@ -192,6 +194,7 @@ class Session:
         running = self._worker.drop()
         if running is not None:
             await asyncio.gather(running, return_exceptions=True)
+        self._thread.shutdown(wait=False, cancel_futures=True)
 
     # --- one connection
 
@@ -323,7 +326,8 @@ class Session:
     ) -> Mapping[str, DataReport]:
         await asyncio.gather(*(task for task in before if task is not None), return_exceptions=True)
         try:
-            return await asyncio.to_thread(self._workload.prepare, welcome, assets)
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._thread, self._workload.prepare, welcome, assets)
         except Exception as error:
             self._fail(error)
             raise _Failed(error) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from concurrent.futures import Executor
 from typing import Final
 
 from client.display import Display
@@ -29,11 +30,16 @@ class Worker:
     Args:
         workload: data, model and training.
         display: shows progress to a person.
+        thread: the one thread on which the workload runs. Allocators keep freed memory per thread, so a pool
+            would keep the largest batch once for each of its threads.
         fail: ends the session with an error of our own.
     """
 
-    def __init__(self, workload: Workload, display: Display, fail: Callable[[Exception], None]) -> None:
+    def __init__(
+        self, workload: Workload, display: Display, thread: Executor, fail: Callable[[Exception], None]
+    ) -> None:
         self._workload = workload
+        self._thread = thread
         self._display = display
         self._fail = fail
         self._job: Job | None = None
@@ -143,16 +149,16 @@ class Worker:
             self._display.close()
 
     async def _evaluate_and_train(self, job: Job, slice_: Slice, received: Received) -> None:
-        work = job.work
+        work, run = job.work, asyncio.get_running_loop().run_in_executor
         if work.evaluate and not job.cancelled.is_set():
-            results = await asyncio.to_thread(self._workload.evaluate, work, slice_, received, job.cancelled)
+            results = await run(self._thread, self._workload.evaluate, work, slice_, received, job.cancelled)
             job.evaluation = EvaluationReport(round=work.round, version=work.version, tasks=dict(results))
             self._display.evaluated(work.version, results)
             self._tell(job.evaluation)
         if work.training is not None and not job.cancelled.is_set():
             self._display.round_started(work.round, work.target_rounds)
             report = self._progress_reporter(work.round)
-            update = await asyncio.to_thread(self._workload.train, work, slice_, received, report, job.cancelled)
+            update = await run(self._thread, self._workload.train, work, slice_, received, report, job.cancelled)
             self._display.round_trained(work.round, update)
             if not job.cancelled.is_set():
                 job.update = update
