@@ -93,7 +93,9 @@ async def training(server: Server, client_id: str) -> None:
 async def test_a_client_that_falls_silent_counts_as_dead(programs: Programs) -> None:
     """Its connection stays open, but nothing comes: no heartbeat, no update."""
     rules = {"min_clients": 2, "rejoin_grace_s": 0.0}
-    server = programs.server(small(["sst2", "qqp"], run={"rounds": 1}, federation=rules))
+    config = small(["sst2", "qqp"], run={"rounds": 1}, federation=rules)
+    del config["server"]["limits"]  # the defaults are what this is about
+    server = programs.server(config)
     async with peer(server.address, alive=False) as silent:
         await silent.join("sst2_silent")
         await see_through(server, session(server.address, "qqp_client"))
@@ -324,6 +326,8 @@ async def test_an_update_counts_once_however_often_it_is_sent(programs: Programs
     )
     opened, patient = gate(1)
     member = asyncio.create_task(session(server.address, "sst2_client", patient).run())
+    feed = events(server.url)
+    await until(feed, "status")
     async with peer(server.address) as again:
         await again.join("qqp_again")
         work = await again.take_work()
@@ -334,6 +338,7 @@ async def test_an_update_counts_once_however_often_it_is_sent(programs: Programs
         second = await again.expect(UpdateAck)
         assert (first.duplicate, second.duplicate) == (False, True)
         assert first.update == second.update == header.digest
+    await until(feed, "client_left", client_id="qqp_again")
     async with peer(server.address) as back:
         await back.join("qqp_again")
         back.work = work
