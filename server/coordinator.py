@@ -18,6 +18,30 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final, Literal
 
+from server.coordination import (
+    Acknowledge,
+    Aggregate,
+    Aggregated,
+    BeginRound,
+    CancelTimer,
+    Command,
+    Crashed,
+    Dismiss,
+    Dispatch,
+    EvaluationArrived,
+    EvaluationsComplete,
+    Event,
+    Finish,
+    Joined,
+    Left,
+    Note,
+    RefuseUpdate,
+    StartTimer,
+    StopRequested,
+    TimerFired,
+    UpdateArrived,
+    UpdateDeclined,
+)
 from server.round import Examples, Quorum, Round
 
 CohortSampler = Callable[[frozenset[str], int], frozenset[str]]
@@ -32,204 +56,6 @@ class Phase(Enum):
     EVALUATING = "evaluating"
     DONE = "done"
 
-
-# --- events ---------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Joined:
-    """A client is connected and its data is ready."""
-
-    client_id: str
-    tasks: frozenset[str]
-
-
-@dataclass(frozen=True, slots=True)
-class Left:
-    """A client's connection ended; `for_good` when it said goodbye."""
-
-    client_id: str
-    for_good: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class UpdateArrived:
-    """A valid update lies in the spool, durable."""
-
-    client_id: str
-    round_id: int
-    examples: Examples
-
-
-@dataclass(frozen=True, slots=True)
-class UpdateDeclined:
-    """A client cannot train this round, or its update was refused."""
-
-    client_id: str
-    round_id: int
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class EvaluationArrived:
-    """A client has evaluated a version; the figures are kept by the driver."""
-
-    client_id: str
-    version: int
-
-
-@dataclass(frozen=True, slots=True)
-class TimerFired:
-    """A timer that the coordinator asked for."""
-
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class Aggregated:
-    """The next version exists in memory."""
-
-    version: int
-
-
-@dataclass(frozen=True, slots=True)
-class StopRequested:
-    """The operator wants the run to stop; it can be resumed."""
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Crashed:
-    """Something of the server itself failed; the run can be resumed from its last commit."""
-
-    reason: str
-
-
-Event = (
-    Joined
-    | Left
-    | UpdateArrived
-    | UpdateDeclined
-    | EvaluationArrived
-    | TimerFired
-    | Aggregated
-    | StopRequested
-    | Crashed
-)
-
-
-# --- commands -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class BeginRound:
-    """A round (or another attempt at it) is open."""
-
-    round_id: int
-    attempt: int
-    trainers: frozenset[str]
-    evaluators: frozenset[str]
-
-
-@dataclass(frozen=True, slots=True)
-class Dispatch:
-    """Send a client the version and what to do with it."""
-
-    client_id: str
-    round_id: int
-    version: int
-    train: bool
-    evaluate: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Acknowledge:
-    """Tell a client that its update counts (and was not counted before, unless `duplicate`)."""
-
-    client_id: str
-    round_id: int
-    duplicate: bool
-
-
-@dataclass(frozen=True, slots=True)
-class RefuseUpdate:
-    """Tell a client that its update does not count, and drop it from the spool."""
-
-    client_id: str
-    round_id: int
-    code: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Dismiss:
-    """Tell clients that a round is over without them."""
-
-    client_ids: frozenset[str]
-    round_id: int
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class StartTimer:
-    """Fire `TimerFired(name)` after `seconds`, replacing a timer of that name."""
-
-    name: str
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class CancelTimer:
-    """Forget a timer, if it runs."""
-
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class Aggregate:
-    """Fold the updates of these clients into the next version, then say `Aggregated`."""
-
-    round_id: int
-    contributions: Mapping[str, Examples]
-
-
-@dataclass(frozen=True, slots=True)
-class EvaluationsComplete:
-    """No further evaluation of this version is awaited."""
-
-    version: int
-
-
-@dataclass(frozen=True, slots=True)
-class Finish:
-    """The run is over in this process."""
-
-    state: Literal["finished", "failed", "stopped"]
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Note:
-    """Something the operator should read."""
-
-    text: str
-    level: Literal["info", "warning"] = "info"
-
-
-Command = (
-    BeginRound
-    | Dispatch
-    | Acknowledge
-    | RefuseUpdate
-    | Dismiss
-    | StartTimer
-    | CancelTimer
-    | Aggregate
-    | EvaluationsComplete
-    | Finish
-    | Note
-)
 
 DEADLINE: Final = "round-deadline"
 GATHER: Final = "gather"

@@ -33,11 +33,12 @@ from common.messages import (
 )
 from common.metrics import Evaluation
 from common.tasks import TaskSpec
-from server import coordinator as core
+from server import coordination as core
 from server.admission import agree_on_encoding, agree_on_protocol, assign_tasks, check_update
 from server.aggregation import build_aggregator
 from server.config import Config
 from server.connection import Connection
+from server.coordinator import Coordinator
 from server.events import EventFeed
 from server.history import History
 from server.model_state import ModelState
@@ -79,7 +80,7 @@ class Federation:
         directory: RunDirectory,
         history: History,
         run_id: str,
-        decisions: core.Coordinator,
+        decisions: Coordinator,
     ) -> None:
         self.config = config
         self.specs = specs

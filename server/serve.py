@@ -26,10 +26,10 @@ from common.families.saved import read_family, write_family
 from common.plan_diff import describe
 from common.seeds import derive_seed
 from common.tasks import TaskSpec
-from server import coordinator as core
 from server.app import create_app
 from server.cohort import sample_cohort
 from server.config import Config, LoadedConfig
+from server.coordinator import Coordinator, Rules
 from server.federation import Federation
 from server.history import History
 from server.model_state import ModelState
@@ -142,7 +142,7 @@ def _write_down(loaded: LoadedConfig, directory: RunDirectory, family: Family) -
     write_family(family.describe(), family.assets(), directory.family)
 
 
-def _decisions(config: Config, specs: Mapping[str, TaskSpec], version: int) -> core.Coordinator:
+def _decisions(config: Config, specs: Mapping[str, TaskSpec], version: int) -> Coordinator:
     rules = config.federation
 
     def sample(connected: frozenset[str], round_id: int) -> frozenset[str]:
@@ -154,8 +154,8 @@ def _decisions(config: Config, specs: Mapping[str, TaskSpec], version: int) -> c
             count=rules.cohort.count,
         )
 
-    return core.Coordinator(
-        core.Rules(
+    return Coordinator(
+        Rules(
             target_rounds=config.run.rounds,
             tasks=frozenset(specs),
             min_clients=rules.min_clients,

@@ -10,15 +10,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from server.coordinator import (
-    GATHER,
+from server.coordination import (
     Acknowledge,
     Aggregate,
     Aggregated,
     BeginRound,
     CancelTimer,
     Command,
-    Coordinator,
     Crashed,
     Dismiss,
     Dispatch,
@@ -29,15 +27,14 @@ from server.coordinator import (
     Joined,
     Left,
     Note,
-    Phase,
     RefuseUpdate,
-    Rules,
     StartTimer,
     StopRequested,
     TimerFired,
     UpdateArrived,
     UpdateDeclined,
 )
+from server.coordinator import GATHER, Coordinator, Phase, Rules
 from server.round import Quorum
 
 TASKS = ("a", "b", "c")
