@@ -59,7 +59,6 @@ class LocalWorkload:
         self._sync = sync
         self._threads = threads
         self._trainer: LocalTrainer | None = None
-        self._settings = TrainSettings()
         self._seed = 0
         self._client_id = ""
 
@@ -92,10 +91,9 @@ class LocalWorkload:
         self, work: Work, slice_: Slice, received: Received, cancelled: threading.Event
     ) -> Mapping[str, TaskEvaluation]:
         """Metrics of the received values on the validation rows."""
-        if work.training is not None:
-            self._settings = self._settings_of(work)
+        settings = self._settings_of(work)
         values = {slot: decode(header, payload) for slot, (header, payload) in received.items()}
-        results = self._doing(lambda: self._ready().evaluate(slice_, values, self._settings, cancelled))
+        results = self._doing(lambda: self._ready().evaluate(slice_, values, settings, cancelled))
         return {
             task: TaskEvaluation(metrics=dict(result.metrics), loss=result.loss, examples=result.examples)
             for task, result in results.items()
@@ -105,7 +103,7 @@ class LocalWorkload:
         self, work: Work, slice_: Slice, received: Received, progress: Progress, cancelled: threading.Event
     ) -> TrainedUpdate:
         """One round of local training."""
-        self._settings = self._settings_of(work)
+        settings = self._settings_of(work)
         values = {slot: decode(header, payload) for slot, (header, payload) in received.items()}
 
         def report(done: TrainerProgress) -> None:
@@ -115,7 +113,7 @@ class LocalWorkload:
             lambda: self._ready().train(
                 slice_,
                 values,
-                self._settings,
+                settings,
                 Position(work.round, work.target_rounds),
                 self._seed,
                 self._client_id,
@@ -135,7 +133,8 @@ class LocalWorkload:
         return TrainedUpdate(contributions, tensors)
 
     def _settings_of(self, work: Work) -> TrainSettings:
-        settings = _understood(TrainSettings, work.training)
+        given = work.evaluation_settings if work.training is None else work.training
+        settings = TrainSettings() if given is None else _understood(TrainSettings, given)
         return settings.model_copy(update={"threads": self._threads}) if self._threads else settings
 
     def _ready(self) -> LocalTrainer:

@@ -335,13 +335,14 @@ class Work(WireModel):
 
     Attributes:
         run_id: the run.
-        round: the round, from 1; 0 where only an evaluation outside the rounds is asked.
+        round: the round, from 1; one more than `target_rounds` where only the last version is evaluated.
         version: the model version that comes with it.
         target_rounds: how many rounds the run wants.
         plan: digest of the sharing plan.
         slice: the client's slice (`common.plan.Slice.to_dict`).
         evaluate: report metrics of this version first.
         training: how to train (`common.training.TrainSettings` as plain data); None for evaluation only.
+        evaluation_settings: the same settings for work that is evaluation only; None otherwise.
         deadline_s: seconds after which the server stops waiting; None without a deadline.
         stream: id of the chunk stream.
         tensors: one header per travelling slot of the slice, in slice order.
@@ -356,6 +357,7 @@ class Work(WireModel):
     slice: Free
     evaluate: bool
     training: Free | None = None
+    evaluation_settings: Free | None = None
     deadline_s: Seconds | None = None
     stream: U32
     tensors: Items[TensorHeader]

@@ -305,6 +305,7 @@ class Federation:
         if connection is None:
             return
         slice_ = self.model.plan.slice(self.specs if connection.full else connection.tasks)
+        settings = self.config.training.model_dump(mode="json")
         work = Work(
             run_id=self.run_id,
             round=command.round_id,
@@ -313,7 +314,8 @@ class Federation:
             plan=self.model.plan.digest,
             slice=slice_.to_dict(),
             evaluate=command.evaluate,
-            training=self.config.training.model_dump(mode="json") if command.train else None,
+            training=settings if command.train else None,
+            evaluation_settings=None if command.train else settings,
             deadline_s=self.config.federation.round_deadline_s,
             stream=0,
             tensors=(),

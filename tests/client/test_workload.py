@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from client.evaluate import evaluate_task
 from client.failures import TrainingCancelled, TrainingDiverged
 from client.local_workload import LocalWorkload
 from client.workload import Received, WorkCancelled, WorkDeclined
@@ -19,9 +20,11 @@ from common.errors import ConfigError
 from common.families import build_family
 from common.families.base import Family
 from common.messages import Welcome, Work
+from common.metrics import Evaluation
 from common.plan import SharingPlan, Slice
 from common.tensors import decode_tensor
 from common.torch_tensors import encode
+from common.training import TrainSettings
 from server.config import resolve_config
 
 HERE = Path(__file__).parent
@@ -108,6 +111,25 @@ def test_evaluate_and_train() -> None:
     assert after == before, "what is held for the next round is not written to"
     again = workload.train(given.work, given.slice_, given.received, _progress, cancelled)
     assert [t.header for t in again.tensors] == [t.header for t in update.tensors], "the same round, the same update"
+
+
+def test_evaluation_alone_follows_the_settings_that_came_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that is only asked to evaluate, as outside the cohort, has no settings from an earlier round."""
+    given, seen = Given(), []
+    workload = given.prepared()
+    real = evaluate_task
+
+    def spy(model: Any, task: Any, split: Any, settings: TrainSettings, cancelled: Any) -> Evaluation:  # noqa: ANN401
+        seen.append(settings)
+        return real(model, task, split, settings, cancelled)
+
+    monkeypatch.setattr("client.trainer.evaluate_task", spy)
+    asked = {**given.training, "eval_batch_size": 7, "precision": "bf16", "threads": 2}
+    for settings in (asked, None):
+        work = given.work.model_copy(update={"training": None, "evaluation_settings": settings})
+        workload.evaluate(work, given.slice_, given.received, threading.Event())
+    assert [(s.eval_batch_size, s.precision) for s in seen] == [(7, "bf16"), (128, "fp32")]
+    assert [s.threads for s in seen] == [1, 1], "the client's own --threads comes first"
 
 
 def decode(tensor: Any) -> Any:  # noqa: ANN401  # an encoded tensor to an array
