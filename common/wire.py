@@ -52,8 +52,12 @@ def chunk_frame(stream: int, tensor: int, offset: int, data: bytes | memoryview)
     return b"".join((header, data, digest.intdigest().to_bytes(CHECKSUM_BYTES, "little")))
 
 
-def decode_frame(data: bytes | bytearray | memoryview) -> Message:
+def decode_frame(data: bytes | bytearray | memoryview, max_control_bytes: int = MAX_CONTROL_BYTES) -> Message:
     """The message in a frame. A chunk's data is a view into `data`: keep the frame unchanged while it is used.
+
+    Args:
+        data: the frame.
+        max_control_bytes: the longest body that is no chunk.
 
     Raises:
         ProtocolError: ``too_large``, ``checksum``, ``unknown_type`` or ``malformed``.
@@ -65,7 +69,7 @@ def decode_frame(data: bytes | bytearray | memoryview) -> Message:
     chunk = _decode_chunk(body)
     if chunk is not None:
         return chunk
-    return _decode_map(body)
+    return _decode_map(body, max_control_bytes)
 
 
 def _checksum(body: bytes | memoryview) -> bytes:
@@ -83,14 +87,14 @@ def _decode_chunk(body: memoryview) -> Chunk | None:
     return Chunk(stream=stream, tensor=tensor, offset=offset, data=body[_CHUNK.size :])
 
 
-def _decode_map(body: memoryview) -> Message:
+def _decode_map(body: memoryview, limit: int) -> Message:
     content = _unpack(body)
     name = content.get("type")
     model = MESSAGE_TYPES.get(name) if isinstance(name, str) else None
     if model is None:
         raise ProtocolError("unknown_type", f"message type {_shorten(name)} is not known")
-    if model is not Chunk and len(body) > MAX_CONTROL_BYTES:
-        raise ProtocolError("too_large", f"a {name} message of {len(body)} bytes, allowed are {MAX_CONTROL_BYTES}")
+    if model is not Chunk and len(body) > limit:
+        raise ProtocolError("too_large", f"a {name} message of {len(body)} bytes, allowed are {limit}")
     try:
         return model.model_validate(content)
     except ValidationError as error:

@@ -18,6 +18,7 @@ from common.families.config import ModelConfig
 from common.strict_model import StrictModel
 from common.tasks import TaskSpec, load_registry
 from common.training import TrainSettings
+from common.wire import MAX_CONTROL_BYTES
 
 
 class RunConfig(StrictModel):
@@ -46,8 +47,8 @@ class LimitsConfig(StrictModel):
     """Seconds without a sign of life after which a peer counts as dead."""
     chunk_bytes: int = Field(default=1 << 20, ge=4096, le=16 << 20, multiple_of=8)
     """Payload bytes in one frame of a tensor transfer."""
-    control_bytes: int = Field(default=16 << 20, ge=65536)
-    """Largest frame that is no chunk (the list of tensors of a large model is the longest)."""
+    control_bytes: int = Field(default=MAX_CONTROL_BYTES, ge=65536, le=MAX_CONTROL_BYTES)
+    """Largest frame taken that is no chunk (the list of tensors of a large model is the longest)."""
     connections: int = Field(default=1024, ge=1)
     """Most connections at a time; more are refused by name."""
 

@@ -227,7 +227,7 @@ class Connection:
             raise ProtocolError("malformed", "a text frame; the protocol speaks in binary frames")
         self.bytes_up += len(frame)
         self._federation.traffic.up += len(frame)
-        return decode_frame(frame)
+        return decode_frame(frame, self._limits.control_bytes)
 
     async def _read(self) -> None:
         while True:

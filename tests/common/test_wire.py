@@ -147,6 +147,10 @@ def test_a_control_message_may_not_be_huge() -> None:
     with pytest.raises(ProtocolError) as caught:
         decode_frame(frame_of({"type": "heartbeat", "sequence": 1, "ballast": bytes(MAX_CONTROL_BYTES)}))
     assert caught.value.code == "too_large"
+    small = frame_of({"type": "heartbeat", "sequence": 1, "ballast": bytes(100)})
+    assert decode_frame(small, 200) == Heartbeat(sequence=1)
+    with pytest.raises(ProtocolError, match="allowed are 100"):
+        decode_frame(small, 100)
 
 
 def test_a_list_may_not_be_huge() -> None:
