@@ -108,6 +108,15 @@ class FilesSource(_Rows):
 
     _fraction = field_validator("validation")(_checked_validation)
 
+    @model_validator(mode="after")
+    def _no_file_without_train(self) -> Self:
+        named = [key for key in ("validation", "test") if isinstance(getattr(self, key), str)]
+        if self.train is None and named:
+            raise ValueError(
+                f"{' and '.join(named)} name files but `train` does not: give it too, or leave all to --data"
+            )
+        return self
+
 
 class HubSource(_Rows):
     """A dataset that `datasets.load_dataset` finds: a name on the hub, or a folder."""

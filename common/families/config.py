@@ -98,9 +98,11 @@ class TransformerConfig(StrictModel):
     """Longest input in tokens, special tokens included; longer texts are cut."""
 
     @model_validator(mode="after")
-    def _inline_is_random(self) -> Self:
+    def _inline_is_not_loaded(self) -> Self:
         if isinstance(self.encoder, InlineEncoder) and self.weights == "pretrained":
             raise ValueError("an inline encoder has no pretrained weights; set weights: random or name an encoder")
+        if isinstance(self.encoder, InlineEncoder) and self.revision is not None:
+            raise ValueError(f"revision ({self.revision}) is for an encoder from the hub, an inline encoder has none")
         return self
 
     @property

@@ -102,11 +102,16 @@ def locate(name: str, *, base_dir: Path, revision: str | None = None) -> Encoder
     """Find what `name` means: ``package:NAME``, an existing folder, or else a hub name.
 
     Raises:
-        ConfigError: the package or folder does not exist, or offers no model.
+        ConfigError: the package or folder does not exist, or offers no model, or has a `revision` beside it.
     """
+    folder = base_dir / Path(name).expanduser()
+    if revision is not None and (name.startswith(PACKAGE) or folder.is_dir()):
+        raise ConfigError(
+            f"model.revision: {revision!r} is for an encoder from the hub, and model.encoder {name!r} is a "
+            f"{'package' if name.startswith(PACKAGE) else 'folder'}; leave it out"
+        )
     if name.startswith(PACKAGE):
         return EncoderSource(name, str(_package_folder(name.removeprefix(PACKAGE))), is_folder=True)
-    folder = base_dir / Path(name).expanduser()
     if folder.is_dir():
         return EncoderSource(folder.resolve().name, str(folder), is_folder=True)
     if name.startswith((".", "~")) or Path(name).is_absolute() or name.count("/") > 1:

@@ -121,6 +121,7 @@ def test_where_rows_come_from_is_said_in_words() -> None:
         ),
         (TICKETS | {"data": {"sharding": {"scheme": "dirichlet"}}}, ["tasks.t.data.sharding", "`alpha`"]),
         (TICKETS | {"data": {"sharding": {"scheme": "iid", "column": "c"}}}, ["tasks.t.data.sharding", "`column`"]),
+        (TICKETS | {"data": {"validation": "dev.csv"}}, ["tasks.t.data", "validation name files but `train` does not"]),
         (TICKETS | {"data": {"synthetic": "cola"}}, ["tasks.t.data.synthetic: 'cola'", "'sst2', 'qqp' or 'stsb'"]),
     ],
 )

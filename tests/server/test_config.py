@@ -12,6 +12,7 @@ from server.config import load_config, resolve_config
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 MODEL = {"family": "transformer", "encoder": "some/encoder"}
+INLINE = {"config": {"model_type": "bert"}, "tokenizer": "synthetic-words"}
 
 
 def load(**sections: Any) -> Any:  # noqa: ANN401  # a loaded configuration
@@ -51,8 +52,10 @@ def test_the_defaults() -> None:
         ({"server": {"port": 70000}}, "my.yaml: server.port:"),
         ({"server": {"limits": {"heartbeat_s": 3}}}, "silence_s (4.5) must be at least twice heartbeat_s (3.0)"),
         ({"server": {"limits": {"chunk_bytes": 4100}}}, "my.yaml: server.limits.chunk_bytes:"),
+        ({"server": {"limits": {"control_bytes": 1 << 25}}}, "my.yaml: server.limits.control_bytes:"),
         ({"tasks": {}}, "my.yaml: tasks:"),
         ({"model": {"family": "forest"}}, "my.yaml: model"),
+        ({"model": {**MODEL, "encoder": INLINE, "revision": "main"}}, "my.yaml: model"),
         ({"run": {"name": "a/b"}}, "my.yaml: run.name:"),
     ],
 )

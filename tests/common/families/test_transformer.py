@@ -274,6 +274,7 @@ def test_an_encoder_from_an_installed_package(name: str) -> None:
     [
         ({"encoder": "package:no_such_package"}, "no installed Python package 'no_such_package'"),
         ({"encoder": "package:json"}, r"has no get_model_path\(\)"),
+        ({"encoder": "package:json", "revision": "main"}, "model.revision: 'main' is for an encoder from the hub"),
         ({"encoder": "./nowhere"}, "is no folder"),
         ({"encoder": "no-such-org/no-such-model"}, "can't be loaded from the hub"),
         ({"layers": 4}, "4 asked for, the encoder has 3"),
