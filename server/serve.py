@@ -11,13 +11,15 @@ import socket
 import sys
 from collections.abc import Iterator, Mapping
 from datetime import datetime
-from functools import partial
+from functools import partial, reduce
+from operator import getitem
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import uvicorn
 from websockets.exceptions import InvalidState
 
+from common.config_file import read_yaml
 from common.errors import EXIT_OK, EXIT_RUN_FAILED, ConfigError
 from common.event_loop import loop_factory
 from common.families import build_family, family_from_description
@@ -28,7 +30,7 @@ from common.seeds import derive_seed
 from common.tasks import TaskSpec
 from server.app import create_app
 from server.cohort import sample_cohort
-from server.config import Config, LoadedConfig
+from server.config import Config, LoadedConfig, resolve_config
 from server.coordinator import Coordinator, Rules
 from server.federation import Federation
 from server.history import History
@@ -87,8 +89,9 @@ def serve(loaded: LoadedConfig, run_dir: Path | None, *, resume: bool) -> int:
         log.info("sharing plan\n%s", describe(model.plan))
         for name, spec in loaded.specs.items():
             log.info("task %s: %s, rows from %s", name, spec.kind, spec.source)
+        directory.write_config(resolved(loaded))
         if not resume:
-            _write_down(loaded, directory, family)
+            write_family(family.describe(), family.assets(), directory.family)
         run = partial(_run, config, loaded.specs, family, model, directory, history, run_id, listener)
         # What start-up made (torch, transformers: hundreds of thousands of objects) stays to the end. Looking through
         # all of it in every full collection took a third of the server's busy time in a round.
@@ -115,6 +118,7 @@ def _family_of(loaded: LoadedConfig, directory: RunDirectory, *, resume: bool) -
     """The model family; of a resumed run as it was kept, without the encoder's original files."""
     if not resume:
         return build_family(loaded.config.model, loaded.specs, base_dir=loaded.base_dir)
+    require_same_run(loaded, directory.path / "config.yaml")
     description, assets = read_family(directory.family)
     return family_from_description(description, assets, loaded.specs)
 
@@ -134,12 +138,32 @@ def _model_of(
     return directory.load(version), str(history.get("run_id"))
 
 
-def _write_down(loaded: LoadedConfig, directory: RunDirectory, family: Family) -> None:
+def resolved(loaded: LoadedConfig) -> dict[str, Any]:
+    """The configuration as plain data that loads again."""
     resolved = loaded.config.model_dump(mode="json")
     # Without the name, which is the key: the file is a configuration that loads again, for --resume and export.
     resolved["tasks"] = {name: spec.model_dump(mode="json", exclude={"name"}) for name, spec in loaded.specs.items()}
-    directory.write_config(resolved)
-    write_family(family.describe(), family.assets(), directory.family)
+    return resolved
+
+
+def require_same_run(loaded: LoadedConfig, kept: Path) -> None:
+    """Refuse to resume with a configuration that makes another run of it: what would be ignored, or mix two runs.
+
+    Args:
+        loaded: the configuration to go on with.
+        kept: the run directory's config.yaml.
+
+    Raises:
+        ConfigError: naming the keys that differ.
+    """
+    before, now = resolved(resolve_config(read_yaml(kept), str(kept), kept.parent)), resolved(loaded)
+    fixed = (("model",), ("tasks",), ("federation", "mode"), ("run", "seed"))
+    differ = [".".join(path) for path in fixed if reduce(getitem, path, before) != reduce(getitem, path, now)]
+    if differ:
+        raise ConfigError(
+            f"{loaded.source}: {', '.join(differ)}: not what the run in {kept.parent} was begun with, and no run can "
+            "change it on the way; leave --config out to go on with the run's own configuration, or start a new run"
+        )
 
 
 def _decisions(config: Config, specs: Mapping[str, TaskSpec], version: int) -> Coordinator:
