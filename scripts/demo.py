@@ -47,8 +47,9 @@ def run(config: Path, run_dir: Path | None) -> tuple[Path, list[int]]:
             if not ready.startswith("ready "):
                 raise SystemExit(f"the server did not start:\n{_tail(logs['server'])}")
             print(ready.strip())
-            fields = dict(field.split("=", 1) for field in ready.split()[1:])
-            address = fields["url"].replace("http", "ws", 1) + "/ws"
+            # The folder may have blanks in its name; it comes last on the line.
+            url, _, folder_of_run = ready.strip().removeprefix("ready url=").partition(" run_dir=")
+            address = url.replace("http", "ws", 1) + "/ws"
             for task in TASKS:
                 words = ["client", "--client-id", f"{task}_client", "--tasks", task, "--server", address]
                 print("started python -m", " ".join(words))
@@ -61,7 +62,7 @@ def run(config: Path, run_dir: Path | None) -> tuple[Path, list[int]]:
             codes = [process.wait() for process in processes]
         if any(codes):
             raise SystemExit("\n".join(f"--- {name}\n{_tail(log)}" for name, log in logs.items()))
-        return Path(fields["run_dir"]), [*codes[1:], codes[0]]
+        return Path(folder_of_run), [*codes[1:], codes[0]]
 
 
 def follow(log: IO[str], processes: list[subprocess.Popen[str]]) -> None:

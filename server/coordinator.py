@@ -1,7 +1,7 @@
 """The coordinator: every decision of a run, as a pure state machine (events in, commands out).
 
-No socket, clock, file or tensor is touched here; a deadline is an event. `server.driver` carries out the
-commands. The life of a run::
+No socket, clock, file or tensor is touched here; a deadline is an event. `server.federation` carries out
+the commands. The life of a run::
 
     GATHERING ──enough clients──> TRAINING ──all answered, or deadline with quorum──> REDUCING
         ^                            │  no quorum: repeated, up to max_attempts          │
