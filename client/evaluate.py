@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from typing import TYPE_CHECKING
 
@@ -41,7 +42,7 @@ def evaluate_task(
         cancelled: checked before every batch.
 
     Raises:
-        TrainingDiverged: outputs are not finite.
+        TrainingDiverged: outputs, loss or metrics are not finite.
         TrainingCancelled: `cancelled` was set.
     """
     batches = by_length(split.lengths, settings.eval_batch_size)
@@ -58,4 +59,8 @@ def evaluate_task(
         if not bool(torch.isfinite(gathered).all()):
             raise TrainingDiverged(f"the model's outputs for task {task.name!r} are not finite")
         loss = float(task_loss(task, gathered, labels))
-        return Evaluation(compute_metrics(task, gathered.numpy(), labels.numpy()), loss, len(split))
+        metrics = compute_metrics(task, gathered.numpy(), labels.numpy())
+        # Squares of finite outputs may leave the range of a float.
+        if not all(map(math.isfinite, (loss, *metrics.values()))):
+            raise TrainingDiverged(f"loss or metrics of task {task.name!r} are not finite")
+        return Evaluation(metrics, loss, len(split))

@@ -63,6 +63,8 @@ Round = Annotated[int, Field(ge=0, le=2**31 - 1)]
 U32 = Annotated[int, Field(ge=0, le=2**32 - 1)]
 U64 = Annotated[int, Field(ge=0, le=2**64 - 1)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+#: A loss or metric: bounded, so that sums weighted by examples stay finite whatever peers report.
+Measured = Annotated[float, Field(ge=-1e100, le=1e100, allow_inf_nan=False)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -142,8 +144,8 @@ class DataReport(WireModel):
 class TaskEvaluation(WireModel):
     """Values of the received model on a client's validation data for one task."""
 
-    metrics: Annotated[dict[Name, Finite], Field(max_length=64)]
-    loss: Finite
+    metrics: Annotated[dict[Name, Measured], Field(max_length=64)]
+    loss: Measured
     examples: Count
 
 

@@ -37,3 +37,14 @@ def test_outputs_that_are_not_finite_are_an_error() -> None:
     model.load(values_of(family, slice_) | {"heads.mood.bias@mood": torch.full((2,), torch.nan)}, training=False)
     with pytest.raises(TrainingDiverged, match="mood"):
         evaluate_task(model, TASKS["mood"], tiny_split("mood", 5), TrainSettings())
+
+
+def test_a_loss_that_is_not_finite_is_an_error_though_all_outputs_are() -> None:
+    family = TinyFamily()
+    slice_ = shared_slice(family, "score")
+    model = SlotModel(family, slice_, ["score"], choose_device("cpu"))
+    values = values_of(family, slice_)
+    huge = {"heads.score.bias@score": torch.full_like(values["heads.score.bias@score"], 1e30)}
+    model.load(values | huge, training=False)
+    with pytest.raises(TrainingDiverged, match="loss or metrics of task 'score'"):
+        evaluate_task(model, TASKS["score"], tiny_split("score", 5), TrainSettings())

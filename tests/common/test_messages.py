@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from common.messages import MAX_NESTING, MESSAGE_TYPES, Hello, TensorHeader, UpdateHeader, Welcome, Work
+from common.messages import MAX_NESTING, MESSAGE_TYPES, Hello, TaskEvaluation, TensorHeader, UpdateHeader, Welcome, Work
 
 RAW = {"slot": "w@a", "dtype": "float32", "shape": [2, 3], "nbytes": 24, "checksum": 1}
 ROWS = {**RAW, "encoding": "rows", "rows": 1, "nbytes": 8 + 12}
@@ -107,6 +107,15 @@ def test_a_free_form_value_may_not_nest_without_end() -> None:
     Work.model_validate(content | {"slice": {"inner": 1}})
     with pytest.raises(ValidationError, match="nested"):
         Work.model_validate(content | {"slice": deep})
+
+
+@pytest.mark.parametrize("value", [1.1e100, -1e308, float("inf"), float("nan")])
+def test_a_report_that_no_sum_could_hold_is_refused(value: float) -> None:
+    good = {"metrics": {"accuracy": 0.5}, "loss": 1e100, "examples": 2**53}
+    TaskEvaluation.model_validate(good)
+    for bad in (good | {"loss": value}, good | {"metrics": {"accuracy": value}}):
+        with pytest.raises(ValidationError):
+            TaskEvaluation.model_validate(bad)
 
 
 def test_bytes_are_no_plain_data() -> None:

@@ -35,6 +35,7 @@ from common.tensors import NUMPY_DTYPES, Array, EncodedTensor, encode_tensor
 names = st.text(min_size=1, max_size=12)
 texts = st.text(max_size=40)
 finite = st.floats(allow_nan=False, allow_infinity=False)
+measured = st.floats(-1e100, 1e100)
 seconds = st.floats(min_value=0, max_value=1e9)
 counts = st.integers(0, 2**53)
 rounds = st.integers(0, 2**31 - 1)
@@ -110,7 +111,9 @@ messages: st.SearchStrategy[Message] = st.one_of(
         round=rounds,
         version=rounds,
         tasks=tasks_of(
-            st.builds(TaskEvaluation, metrics=st.dictionaries(names, finite, max_size=3), loss=finite, examples=counts)
+            st.builds(
+                TaskEvaluation, metrics=st.dictionaries(names, measured, max_size=3), loss=measured, examples=counts
+            )
         ),
     ),
     st.builds(
