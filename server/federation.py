@@ -137,6 +137,8 @@ class Federation:
         for update in await self._in_lane(self._spool.load, self.model.version + 1):
             if (update.header.run_id, update.header.plan) == (self.run_id, self.model.plan.digest):
                 self._updates[update.client_id] = update
+                # The process may have been killed between the update's file and its row.
+                self._record_update(update)
                 done = update.header.tasks
                 kept[update.client_id] = (frozenset(done), {task: done[task].num_examples for task in sorted(done)})
         if kept:
@@ -332,12 +334,18 @@ class Federation:
             )
         if not duplicate:
             self._updates[client_id] = update
-            tasks = {task: done.model_dump() for task, done in header.tasks.items()}
-            nbytes = sum(tensor.nbytes for tensor in header.tensors)
             if client_id in self.participants:
                 self.participants[client_id].rounds += 1
-            self._record(self.history.record_update, round_id, client_id, header.digest, nbytes, tasks)
+            nbytes = self._record_update(update)
             self.feed.publish("update_accepted", {"round": round_id, "client_id": client_id, "bytes": nbytes})
+
+    def _record_update(self, update: SpooledUpdate) -> int:
+        """Put an update that counts into the history; returns its payload's bytes."""
+        header = update.header
+        nbytes = sum(tensor.nbytes for tensor in header.tensors)
+        tasks = {task: done.model_dump() for task, done in header.tasks.items()}
+        self._record(self.history.record_update, header.round, update.client_id, header.digest, nbytes, tasks)
+        return nbytes
 
     def _refuse_update(self, client_id: str, round_id: int, code: str, reason: str) -> None:
         """The round closed while the update was on its way."""
