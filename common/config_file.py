@@ -86,18 +86,34 @@ def validate(model: type[Model], data: Mapping[str, Any], source: str) -> Model:
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        raise ConfigError("\n".join(describe_problem(source, problem) for problem in error.errors())) from error
+        problems = error.errors()
+        raise ConfigError("\n".join(describe_problem(source, problem, model) for problem in problems)) from error
 
 
-def describe_problem(source: str, problem: Mapping[str, Any]) -> str:
-    """One pydantic problem as ``file: key.path: what is wrong and allowed (found: value)``."""
+def describe_problem(source: str, problem: Mapping[str, Any], model: type[BaseModel] | None = None) -> str:
+    """One pydantic problem as ``file: key.path: what is wrong and allowed (found: value)``.
+
+    With `model`, what was validated, an unknown key is answered with the keys that its section has.
+    """
     path = ".".join(str(part) for part in problem["loc"]) or "(top level)"
     if problem["type"] == "extra_forbidden":
-        return f"{source}: {path}: unknown key; see docs/configuration.md for the keys that exist here"
+        keys = _keys_beside(problem["loc"], model)
+        known = f"; the keys here are {', '.join(keys)}" if keys else ""
+        return f"{source}: {path}: unknown key{known}; see docs/configuration.md"
     if problem["type"] == "missing":
         return f"{source}: {path}: this key is required"
     found = repr(problem["input"])
-    return f"{source}: {path}: {problem['msg']} (found: {found if len(found) <= 80 else found[:77] + '...'})"
+    found = found if len(found) <= 80 else found[:77] + "..."
+    return f"{source}: {path}: {problem['msg'].removeprefix('Value error, ')} (found: {found})"
+
+
+def _keys_beside(location: tuple[int | str, ...], model: type[BaseModel] | None) -> list[str]:
+    """The keys of the section in which a key lies; none where it is no plain section of sections."""
+    for part in location[:-1]:
+        field = model.model_fields.get(str(part)) if model is not None else None
+        inner = field.annotation if field is not None else None
+        model = inner if isinstance(inner, type) and issubclass(inner, BaseModel) else None
+    return sorted(model.model_fields) if model is not None else []
 
 
 def _copied(data: Mapping[str, Any]) -> dict[str, Any]:

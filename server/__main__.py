@@ -69,7 +69,8 @@ def export(
     except FedmtlError as error:
         log.error("%s", error)  # noqa: TRY400
         raise typer.Exit(error.exit_code) from error
-    sys.stdout.write(f"{report}\n")
+    lines = (f"{report.task} as {report.model_class} in {report.folder}", report.note, *report.load_lines)
+    sys.stdout.write("\n".join(line for line in lines if line) + "\n")
 
 
 if __name__ == "__main__":

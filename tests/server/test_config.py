@@ -37,7 +37,10 @@ def test_the_defaults() -> None:
 @pytest.mark.parametrize(
     ("sections", "words"),
     [
-        ({"run": {"round": 5}}, "my.yaml: run.round: unknown key"),
+        (
+            {"run": {"round": 5}},
+            "my.yaml: run.round: unknown key; the keys here are dir, keep_versions, name, rounds, seed",
+        ),
         ({"sever": {}}, "my.yaml: sever: unknown key"),
         ({"federation": {"cohort": {"share": 0.5}}}, "my.yaml: federation.cohort.share: unknown key"),
         ({"run": {"rounds": 0}}, "my.yaml: run.rounds: Input should be greater than or equal to 1 (found: 0)"),
