@@ -94,7 +94,7 @@ def serve(loaded: LoadedConfig, run_dir: Path | None, *, resume: bool) -> int:
             write_family(family.describe(), family.assets(), directory.family)
         run = partial(_run, config, loaded.specs, family, model, directory, history, run_id, listener)
         # What start-up made (torch, transformers: hundreds of thousands of objects) stays to the end. Looking through
-        # all of it in every full collection took a third of the server's busy time in a round.
+        # all of it in every full collection took a large part of the server's busy time.
         gc.collect()
         gc.freeze()
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
