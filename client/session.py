@@ -23,6 +23,7 @@ from client.incoming import IncomingWork
 from client.worker import Worker
 from client.workload import Received, Workload
 from common.errors import ConfigError, FedmtlError, ProtocolError, Refused, RunFailed
+from common.log_context import bind_log_context, with_log_context
 from common.messages import (
     PROTOCOL_VERSION,
     Asset,
@@ -147,6 +148,7 @@ class Session:
             RunFailed: the run ended without reaching its target, or the server is gone for good.
             ConfigError, DataError: this client's data does not fit its tasks.
         """
+        bind_log_context(client_id=self._identity.client_id)
         backoff = Backoff(self._identity.reconnect_s)
         try:
             while True:
@@ -214,6 +216,7 @@ class Session:
             async with asyncio.timeout(OPEN_TIMEOUT_S):
                 welcome = await self._introduce(socket)
             self._welcome, self._welcomed_before = welcome, True
+            bind_log_context(run_id=welcome.run_id)
             try:
                 await self._stay(socket, welcome)
             except asyncio.CancelledError:
@@ -327,7 +330,8 @@ class Session:
         await asyncio.gather(*(task for task in before if task is not None), return_exceptions=True)
         try:
             loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._thread, self._workload.prepare, welcome, assets)
+            prepare = with_log_context(self._workload.prepare)
+            return await loop.run_in_executor(self._thread, prepare, welcome, assets)
         except Exception as error:
             self._fail(error)
             raise _Failed(error) from error

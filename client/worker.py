@@ -12,6 +12,7 @@ from client.display import Display
 from client.job import Job
 from client.workload import Received, WorkCancelled, WorkDeclined, Workload
 from common.errors import PlanError, Refused
+from common.log_context import bind_log_context, with_log_context
 from common.messages import Declined, EvaluationReport, Message, Progress, Work
 from common.outbox import Outbox, OutboxFull
 from common.plan import Slice
@@ -132,6 +133,7 @@ class Worker:
         if before is not None:
             await asyncio.gather(before, return_exceptions=True)
         round_id = job.work.round
+        bind_log_context(round=round_id)
         try:
             await self._evaluate_and_train(job, Slice.from_dict(job.work.slice), received)
         except WorkCancelled:
@@ -151,14 +153,16 @@ class Worker:
     async def _evaluate_and_train(self, job: Job, slice_: Slice, received: Received) -> None:
         work, run = job.work, asyncio.get_running_loop().run_in_executor
         if work.evaluate and not job.cancelled.is_set():
-            results = await run(self._thread, self._workload.evaluate, work, slice_, received, job.cancelled)
+            evaluate = with_log_context(self._workload.evaluate)
+            results = await run(self._thread, evaluate, work, slice_, received, job.cancelled)
             job.evaluation = EvaluationReport(round=work.round, version=work.version, tasks=dict(results))
             self._display.evaluated(work.version, results)
             self._tell(job.evaluation)
         if work.training is not None and not job.cancelled.is_set():
             self._display.round_started(work.round, work.target_rounds)
             report = self._progress_reporter(work.round)
-            update = await run(self._thread, self._workload.train, work, slice_, received, report, job.cancelled)
+            train = with_log_context(self._workload.train)
+            update = await run(self._thread, train, work, slice_, received, report, job.cancelled)
             self._display.round_trained(work.round, update)
             if not job.cancelled.is_set():
                 job.update = update

@@ -92,6 +92,11 @@ class Connection:
         """Seconds since the epoch of the last sign of life."""
         return time.time() - (asyncio.get_running_loop().time() - self._heard)
 
+    @property
+    def waiting(self) -> int:
+        """Messages that have not left yet."""
+        return self._outbox.waiting
+
     # --- what the federation may ask for
 
     def send(self, message: Message) -> None:

@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeVar
 
 from common.errors import ProtocolError, UpdateRejected
 from common.families.base import Family
+from common.log_context import bind_log_context, set_log_context
 from common.messages import (
     EvaluationReport,
     Finished,
@@ -42,7 +43,8 @@ from server.coordinator import Coordinator
 from server.events import EventFeed
 from server.history import History
 from server.model_state import ModelState
-from server.records import OpenRound, Participant, Traffic
+from server.prometheus import Measures
+from server.records import OpenRound, Participant, QueueDepths, Traffic
 from server.reduce import reduce_round
 from server.round import Examples
 from server.run_directory import RunDirectory
@@ -99,7 +101,9 @@ class Federation:
         self.feed = EventFeed(history.last_event(), lambda *event: self._record(history.record_event, *event))
         self.participants: dict[str, Participant] = {}
         self.refusals: dict[str, int] = {}
+        self.measures = Measures()
         self.state: str = "running"
+        self.pause_reasons: frozenset[str] = frozenset()
         self.open_round: OpenRound | None = None
         self.finished: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self._introduction = Introduction(config, specs, family, run_id)
@@ -194,6 +198,7 @@ class Federation:
             raise ProtocolError("duplicate_client", f"a client called {hello.client_id!r} is connected already")
         connection.client_id, connection.tasks, connection.full = hello.client_id, tasks, hello.sync == "full"
         self._connections[hello.client_id] = connection
+        bind_log_context(client_id=hello.client_id)  # the connection's own task
         self._empty.clear()
         return self._introduction.welcome(hello, tasks, version, up, down), self._introduction.assets
 
@@ -296,6 +301,9 @@ class Federation:
 
     def _begin(self, command: core.BeginRound) -> None:
         cohort = sorted(command.trainers)
+        if command.attempt > 1:
+            self.measures.rounds_repeated.inc()
+        set_log_context(round=command.round_id)
         self.open_round = OpenRound(
             command.round_id, command.attempt, cohort, time.time(), self.traffic.down, self.traffic.up
         )
@@ -334,6 +342,7 @@ class Federation:
             )
         if not duplicate:
             self._updates[client_id] = update
+            self.measures.updates_accepted.inc()
             if client_id in self.participants:
                 self.participants[client_id].rounds += 1
             nbytes = self._record_update(update)
@@ -405,6 +414,7 @@ class Federation:
         for counts in contributions.values():
             for task, count in counts.items():
                 examples[task] = examples.get(task, 0) + count
+        self.measures.round_seconds.observe(now - current.started)
         self.scoreboard.rounds[current.round_id] = RoundRecord(
             current.round_id,
             seconds=now - current.started,
@@ -447,6 +457,11 @@ class Federation:
         await self._in_lane(self.model.encode)
         if self.history.last_commit() is None:
             await self._in_lane(self._commit, None)
+
+    def queue_depths(self) -> QueueDepths:
+        """What waits now, and for whom."""
+        waiting = [connection.waiting for connection in self._connections.values()]
+        return QueueDepths(self._events.qsize(), len(self._jobs), sum(waiting), max(waiting, default=0))
 
     def stop(self, reason: str) -> None:
         """Ask the run to stop; it can be resumed."""

@@ -25,6 +25,7 @@ from common.event_loop import loop_factory
 from common.families import build_family, family_from_description
 from common.families.base import Family
 from common.families.saved import read_family, write_family
+from common.log_context import set_log_context
 from common.plan_diff import describe
 from common.seeds import derive_seed
 from common.tasks import TaskSpec
@@ -85,6 +86,7 @@ def serve(loaded: LoadedConfig, run_dir: Path | None, *, resume: bool) -> int:
         history = History(directory.database)
         stack.callback(history.close)
         model, run_id = _model_of(config, family, directory, history, run_id, resume=resume)
+        set_log_context(run_id=run_id)
         log.info("model\n%s", family.summary().table())
         log.info("sharing plan\n%s", describe(model.plan))
         for name, spec in loaded.specs.items():
@@ -213,6 +215,7 @@ async def _run(
     web = _Web(_web_config(config, federation))
     serving = asyncio.create_task(web.serve(sockets=[listener]))
     loop = asyncio.get_running_loop()
+    measuring = loop.create_task(federation.measures.loop_lag.measure())
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, federation.stop, f"received {number.name}")
     await web.listening(serving)
@@ -228,6 +231,7 @@ async def _run(
         await serving
     # After the last connection: that a client left is written down too.
     await federation.close()
+    measuring.cancel()
     return EXIT_OK if outcome in ("finished", "stopped") else EXIT_RUN_FAILED
 
 
