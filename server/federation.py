@@ -35,7 +35,7 @@ from common.metrics import Evaluation
 from common.tasks import TaskSpec
 from server import coordination as core
 from server.admission import agree_on_encoding, agree_on_protocol, assign_tasks, check_update
-from server.aggregation import build_aggregator
+from server.aggregation import AggregatorChoice
 from server.config import Config
 from server.connection import Connection
 from server.coordinator import Coordinator
@@ -111,7 +111,7 @@ class Federation:
         #: Updates on disk by client: of which the coordinator has yet to say whether they count, and those that do.
         self._undecided: dict[str, SpooledUpdate] = {}
         self._updates: dict[str, SpooledUpdate] = {}
-        self._aggregator = build_aggregator("weighted_sum")
+        self._aggregators = AggregatorChoice.of(config.federation.aggregation, model.plan.slots)
         self._jobs: set[asyncio.Task[Any]] = set()
         self._failure = ""
         self._empty = asyncio.Event()
@@ -368,7 +368,7 @@ class Federation:
         rules = self.config.federation
         await self._in_lane(
             reduce_round,
-            *(self.model, updates, command.contributions, rules.task_weights, self._aggregator, rules.task_step),
+            *(self.model, updates, command.contributions, rules.task_weights, self._aggregators, rules.task_step),
         )
         reduced = time.time()
         current.phases |= {"clients": waited - current.started, "reduce": reduced - waited}
