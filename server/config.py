@@ -19,6 +19,7 @@ from common.strict_model import StrictModel
 from common.tasks import TaskSpec, load_registry
 from common.training import TrainSettings
 from common.wire import MAX_CONTROL_BYTES
+from server.aggregation.config import AggregationConfig
 
 
 class RunConfig(StrictModel):
@@ -115,7 +116,7 @@ class CohortConfig(StrictModel):
 
 
 class BufferConfig(StrictModel):
-    """Asynchronous rounds (`federation.late_updates: async`): buffered aggregation as in FedBuff (Nguyen et al. 2021)."""
+    """Asynchronous rounds (`federation.late_updates: async`): FedBuff's buffer (Nguyen et al. 2021, arXiv 2106.06639)."""
 
     size: int = Field(default=10, ge=1)
     """A version is made when so many updates are there, or when nobody is left to wait for."""
@@ -154,6 +155,7 @@ class FederationConfig(StrictModel):
     """How far a slot that several tasks share moves: the weighted mean of the tasks' moves, or their sum,
     which is as far as one machine that trains the tasks in turn would go on the same examples. The sum learns
     faster per example; the mean is the safer choice with long rounds, many tasks or tasks that conflict."""
+    aggregation: AggregationConfig = AggregationConfig()
     round_deadline_s: float | None = Field(default=None, gt=0)
     """Seconds after which a round ends with the updates that came; none: wait for everybody asked."""
     quorum: float = Field(default=0.5, gt=0, le=1)

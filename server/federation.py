@@ -39,7 +39,7 @@ from common.metrics import Evaluation
 from common.tasks import TaskSpec
 from server import coordination as core
 from server.admission import agree_on_encoding, agree_on_protocol, assign_tasks, check_update
-from server.aggregation import build_aggregator
+from server.aggregation import AggregatorChoice
 from server.config import Config
 from server.connection import Connection
 from server.coordinator import Coordinator
@@ -47,15 +47,17 @@ from server.events import EventFeed
 from server.lane import Lane, NoRoom, no_room
 from server.quarantine import BAD_UPDATES
 from server.records import OpenRound, Participant, Traffic
-from server.reduce import reduce_round
+from server.reduce import ReductionCancelled, UnsoundModel, reduce_round
 from server.round import Examples
 from server.rules import Kept
 from server.run_directory import RunDirectory
 from server.scoreboard import RoundRecord, Scoreboard
+from server.screening import norm_outliers
 from server.spool import Spool, SpooledUpdate, round_folder
 from server.start import Start
 from server.summary import summarise
 from server.timers import Timers
+from server.update_norm import update_norm
 from server.welcome import Introduction
 
 log = logging.getLogger("fedmtl.server")
@@ -107,11 +109,11 @@ class Federation:
         self._events: asyncio.Queue[core.Event] = asyncio.Queue()
         self._timers = Timers(lambda name: self.post(core.TimerFired(name)))
         self._lane = Lane(directory.path, self._disk_is_full, lambda: self.post(core.Unpaused("storage")))
-        self._spool = Spool(directory.spool)
+        self._spool = Spool(directory.spool, directory.disk)
         #: Updates on disk by client: of which the coordinator has yet to say whether they count, and those that do.
         self._undecided: dict[str, SpooledUpdate] = {}
         self._updates: dict[str, SpooledUpdate] = {}
-        self._aggregator = build_aggregator("weighted_sum")
+        self._aggregators = AggregatorChoice.of(config.federation.aggregation, model.plan.slots)
         self._jobs: set[asyncio.Task[Any]] = set()
         self._failure = ""
         self._empty = asyncio.Event()
@@ -473,7 +475,9 @@ class Federation:
         limit = self.config.federation.screening.max_norm_ratio
         assert limit is not None
         outliers = norm_outliers(norms, limit)
-        reasons = {c: f"its norm is {ratio:.3g} times the median, allowed is {limit:g}" for c, ratio in outliers.items()}
+        reasons = {
+            c: f"its norm is {ratio:.3g} times the median, allowed is {limit:g}" for c, ratio in outliers.items()
+        }
         self.post(core.Screened(round_id, reasons))
 
     async def _aggregate(self, command: core.Aggregate) -> None:
@@ -488,11 +492,14 @@ class Federation:
         updates = [self._updates[client_id] for client_id in command.contributions]
         rules = self.config.federation
         discounts = {c: (1.0 + late) ** -rules.buffer.staleness_exponent for c, late in command.staleness.items()}
+        fold = partial(
+            reduce_round,
+            *(self.model, updates, command.contributions, rules.task_weights, self._aggregators, rules.task_step),
+            discounts=discounts,
+            cancelled=self._stopping,
+        )
         try:
-            await self._lane.run(
-                reduce_round,
-                *(self.model, updates, command.contributions, rules.task_weights, self._aggregator, rules.task_step),
-            )
+            await self._lane.run(fold)
         except UnsoundModel as error:
             self.post(core.AggregationFailed(command.round_id, str(error)))
             return

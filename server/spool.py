@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import re
 import secrets
+import shutil
 from pathlib import Path
 from typing import Final
 
@@ -192,6 +193,24 @@ class Spool:
         except FileNotFoundError:
             return  # dropped before, or discarded with its round
         self._disk.sync_folder(update.path.parent)
+
+    def move(self, update: SpooledUpdate, round_number: int) -> SpooledUpdate:
+        """Let an update count in another round; durable when this returns. Bears being done twice."""
+        folder = round_folder(self.directory, round_number)
+        folder.mkdir(exist_ok=True)
+        self._disk.sync_folder(self.directory)
+        target = folder / update.path.name
+        if update.path.exists():
+            update.path.replace(target)
+        self._disk.sync_folder(folder)
+        return SpooledUpdate.load(target)
+
+    def discard_after(self, round_number: int) -> None:
+        """Remove the updates of later rounds: they were trained on a version that is made anew."""
+        for folder in self.directory.iterdir():
+            matched = _ROUND.fullmatch(folder.name)
+            if matched and int(matched[1]) > round_number:
+                shutil.rmtree(folder)
 
     def discard(self, up_to_round: int) -> None:
         """Remove everything of this round and earlier ones: they are part of a committed version, or never will be.

@@ -140,7 +140,9 @@ def _history_of(directory: RunDirectory) -> History | None:
     for part in ("-wal", "-shm"):
         directory.database.with_name(f"run.db{part}").unlink(missing_ok=True)
     log.warning(
-        "the run's database is damaged (%s): it is kept as %s, and the history of rounds begins anew", reason, aside.name
+        "the run's database is damaged (%s): it is kept as %s, and the history of rounds begins anew",
+        reason,
+        aside.name,
     )
     return None
 
