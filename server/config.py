@@ -116,7 +116,7 @@ class CohortConfig(StrictModel):
 
 
 class BufferConfig(StrictModel):
-    """Asynchronous rounds (`federation.late_updates: async`): FedBuff's buffer (Nguyen et al. 2021, arXiv 2106.06639)."""
+    """Asynchronous rounds (`federation.late_updates: async`), as in FedBuff (Nguyen et al. 2021, arXiv 2106.06639)."""
 
     size: int = Field(default=10, ge=1)
     """A version is made when so many updates are there, or when nobody is left to wait for."""

@@ -113,7 +113,7 @@ class Federation:
         #: Updates on disk by client: of which the coordinator has yet to say whether they count, and those that do.
         self._undecided: dict[str, SpooledUpdate] = {}
         self._updates: dict[str, SpooledUpdate] = {}
-        self._aggregators = AggregatorChoice.of(config.federation.aggregation, model.plan.slots)
+        self._aggregators = AggregatorChoice.of(config.federation.aggregation, self.model.plan.slots)
         self._jobs: set[asyncio.Task[Any]] = set()
         self._failure = ""
         self._empty = asyncio.Event()
@@ -475,10 +475,8 @@ class Federation:
         limit = self.config.federation.screening.max_norm_ratio
         assert limit is not None
         outliers = norm_outliers(norms, limit)
-        reasons = {
-            c: f"its norm is {ratio:.3g} times the median, allowed is {limit:g}" for c, ratio in outliers.items()
-        }
-        self.post(core.Screened(round_id, reasons))
+        told = "its norm is {:.3g} times the cohort's median, allowed is {:g}"
+        self.post(core.Screened(round_id, {c: told.format(ratio, limit) for c, ratio in outliers.items()}))
 
     async def _aggregate(self, command: core.Aggregate) -> None:
         """Fold, let the next round begin, and commit while clients already work on it."""
@@ -514,7 +512,7 @@ class Federation:
         await self._lane.write(self._commit, current)
 
     def _commit(self, current: OpenRound) -> None:
-        """Make the version durable; runs in the lane, so the model does not change meanwhile. Bears being done twice."""
+        """Make the version durable, in the lane, so that the model does not change meanwhile. Bears being done twice."""
         began = time.time()
         self.sha256 = self.directory.commit(self.model)
         seconds = time.time() - began

@@ -100,7 +100,7 @@ class Lane:
         loop = asyncio.get_running_loop()
         # Not in the lane: reading work goes on there.
         while not await loop.run_in_executor(None, has_room, self._folder, self._wanted + SPARE_BYTES):
-            await asyncio.sleep(PROBE_S)
+            await asyncio.sleep(PROBE_S)  # a disk tells nobody when there is room
         self._wanted = 0
         self._room.set()
         self._roomy()

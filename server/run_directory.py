@@ -69,16 +69,14 @@ class RunDirectory:
             raise ConfigError(f"the run directory {path} can't be used: {error}; choose another") from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Only now: the server that held the folder may have made its database meanwhile.
-            self.holds_run = self.database.exists()
-            if self.holds_run and not resume:
-                raise ConfigError(f"{path} holds a run already: go on with --resume, or choose another run directory")
         except OSError as error:
             self._lock.close()
             raise ConfigError(f"{path} is in use by another server process") from error
-        except ConfigError:
+        # Only now: the server that held the folder may have made its database meanwhile.
+        self.holds_run = self.database.exists()
+        if self.holds_run and not resume:
             self._lock.close()
-            raise
+            raise ConfigError(f"{path} holds a run already: go on with --resume, or choose another run directory")
         failpoint("start.directory_made")
 
     @property
@@ -188,13 +186,15 @@ def load_version(path: Path) -> ModelState:
             plan = SharingPlan.from_dict(about["plan"])
             values = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
             model = ModelState(plan, values, int(about["version"]))
-            model.encode()
-            altered = [slot for slot in values if model.encoded(slot).header.checksum != about["checksums"][slot]]
-            if altered or plan.digest != about["digest"]:
-                raise ValueError(f"the checksum of {altered[0] if altered else 'the plan'} is wrong")
-            return model
+            checksums, digest = dict(about["checksums"]), str(about["digest"])
     except (OSError, KeyError, TypeError, ValueError, SafetensorError, PlanError) as error:
         raise DamagedVersion(f"{path} is not a committed version of a model: {error}") from error
+    model.encode()
+    if altered := [slot for slot in values if model.encoded(slot).header.checksum != checksums.get(slot)]:
+        raise DamagedVersion(f"{path} is damaged: slot {altered[0]!r} does not have its checksum")
+    if plan.digest != digest:
+        raise DamagedVersion(f"{path} is damaged: its plan does not have its digest")
+    return model
 
 
 def _unshared(values: Mapping[str, Tensor]) -> dict[str, Tensor]:

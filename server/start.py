@@ -154,18 +154,18 @@ def _newest_whole(directory: RunDirectory, committed: Mapping[int, str]) -> Mode
         directory: the run directory.
         committed: version to the SHA-256 of its file; empty when nobody knows.
     """
-    for version in sorted(directory.versions() if not committed else committed, reverse=True):
+    for version in sorted(committed or directory.versions(), reverse=True):
         path = directory.version_path(version)
-        try:
-            model = directory.load(version)
-            if committed and sha256_of(path) != committed[version]:
-                raise DamagedVersion(f"{path} does not have the SHA-256 it was committed with")
-        except DamagedVersion as error:
-            # Versions that are no longer kept are missing, which is no damage.
-            if path.exists() or version == max(committed, default=version):
+        # Old versions are not kept, which is no damage; the newest one should be there.
+        if path.exists() or version == max(committed, default=0):
+            try:
+                model = directory.load(version)
+            except DamagedVersion as error:
                 log.warning("%s; going back to an older version", error)
-        else:
-            return model
+                continue
+            if version not in committed or sha256_of(path) == committed[version]:
+                return model
+            log.warning("%s does not have the SHA-256 it was committed with; going back to an older version", path)
     raise ConfigError(f"{directory.path}: no committed version is whole, so there is nothing to resume from")
 
 
