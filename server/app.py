@@ -53,6 +53,8 @@ def _add_operations(app: FastAPI, federation: Federation) -> None:
 
     @app.get("/readyz")
     async def ready() -> dict[str, str]:
+        if federation.state == "resuming":
+            raise HTTPException(503, "the run is being restored")
         if federation.finished.done():
             raise HTTPException(503, "the run is over")
         return {"status": "ready"}
@@ -104,6 +106,7 @@ def status_of(federation: Federation) -> dict[str, Any]:
     return {
         "run_id": federation.run_id,
         "state": federation.state,
+        "paused_for": dict(federation.decisions.pauses),
         "phase": federation.decisions.phase.value,
         "round": federation.open_round.round_id if federation.open_round else 0,
         "rounds_completed": federation.model.version,
@@ -133,7 +136,10 @@ def clients_of(federation: Federation) -> list[dict[str, Any]]:
                 "state": "away" if live is None else "working" if working else "idle",
                 "last_seen": known.last_seen if live is None else live.last_seen,
                 "rounds": known.rounds,
-                "refused": known.refused,
+                "refused": sum(known.refusals.values()),
+                "refusals": known.refusals,
+                "last_refusal": known.last_refusal,
+                "quarantined_until": federation.decisions.quarantine.until(client_id),
                 "progress": known.progress,
                 "data": {task: report.model_dump() for task, report in sorted(known.data.items())},
                 "bytes_down": known.bytes_down + (live.bytes_down if live else 0),
@@ -161,6 +167,6 @@ async def _event_stream(federation: Federation) -> AsyncIterator[str]:
     with federation.feed.listening() as events:
         yield f"event: status\ndata: {json.dumps(status_of(federation))}\n\n"
         # The stream ends with the run: an open one would hold up the server's own end.
-        while federation.state == "running" or not events.empty():
+        while not federation.finished.done() or not events.empty():
             event = await events.get()
             yield f"id: {event['id']}\nevent: {event['kind']}\ndata: {json.dumps(event)}\n\n"

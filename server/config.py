@@ -19,6 +19,7 @@ from common.strict_model import StrictModel
 from common.tasks import TaskSpec, load_registry
 from common.training import TrainSettings
 from common.wire import MAX_CONTROL_BYTES
+from server.aggregation.config import AggregationConfig
 
 
 class RunConfig(StrictModel):
@@ -34,6 +35,9 @@ class RunConfig(StrictModel):
     """Root of every random choice: initial heads, cohorts, batches, dropout."""
     keep_versions: int = Field(default=3, ge=1)
     """How many of the newest committed versions stay on disk (the first, version 0, is not counted)."""
+    fsync: bool = True
+    """Wait until the disk has what an acknowledgement promises. Off, an acknowledged update still survives the death
+    of the process at any instant, but not that of the machine: for simulations and benchmarks."""
 
 
 class LimitsConfig(StrictModel):
@@ -68,6 +72,8 @@ class ServerConfig(StrictModel):
     """TCP port; 0 takes any free one (the ready line says which)."""
     allow_anonymous: bool = False
     """Let anybody who reaches the port take part. Needed off loopback: this version has no authentication."""
+    duplicate_client: Literal["refuse", "take_over"] = "refuse"
+    """What becomes of a second client with the id of a connected one: refused, or it takes the place of the older."""
     limits: LimitsConfig = LimitsConfig()
 
     @model_validator(mode="after")
@@ -96,12 +102,40 @@ class CohortConfig(StrictModel):
     """Share of the connected clients, rounded up."""
     count: int | None = Field(default=None, ge=1)
     """Number of clients, or all when fewer are connected."""
+    over_selection: float = Field(default=0.0, ge=0, le=10)
+    """Share of further clients to ask beyond fraction or count (0.3: thirteen for ten). The round closes when as many
+    updates as wanted have come; the slowest are left behind. Which those are depends on timing, so two runs differ."""
 
     @model_validator(mode="after")
     def _one_of_them(self) -> Self:
         if self.fraction is not None and self.count is not None:
             raise ValueError("give fraction or count, not both (neither: all connected clients)")
+        if self.over_selection and self.fraction is None and self.count is None:
+            raise ValueError("over_selection needs fraction or count: without them all connected clients are asked")
         return self
+
+
+class BufferConfig(StrictModel):
+    """Asynchronous rounds (`federation.late_updates: async`), as in FedBuff (Nguyen et al. 2021, arXiv 2106.06639)."""
+
+    size: int = Field(default=10, ge=1)
+    """A version is made when so many updates are there, or when nobody is left to wait for."""
+    max_staleness: int = Field(default=10, ge=1)
+    """An update may start from a version that is at most this many versions old; older work is called off."""
+    staleness_exponent: float = Field(default=0.5, ge=0)
+    """A late update weighs ``1 / (1 + versions late) ** exponent``; 0.5 is FedBuff's choice, 0 weighs all alike."""
+
+
+class ScreeningConfig(StrictModel):
+    """Which updates count although nothing is wrong with their form, and what becomes of clients that send bad ones."""
+
+    max_norm_ratio: float | None = Field(default=None, gt=1)
+    """Refuse updates whose norm is beyond this multiple of the cohort's median norm (from three updates on); left out:
+    no look at norms."""
+    quarantine_after: int = Field(default=3, ge=0)
+    """Rounds with a bad update (of wrong form, not finite, an outlier) that put a client in quarantine; 0: never."""
+    quarantine_rounds: int = Field(default=10, ge=1)
+    """How many rounds a client in quarantine is not asked; `python -m server release` ends it earlier."""
 
 
 class FederationConfig(StrictModel):
@@ -121,6 +155,7 @@ class FederationConfig(StrictModel):
     """How far a slot that several tasks share moves: the weighted mean of the tasks' moves, or their sum,
     which is as far as one machine that trains the tasks in turn would go on the same examples. The sum learns
     faster per example; the mean is the safer choice with long rounds, many tasks or tasks that conflict."""
+    aggregation: AggregationConfig = AggregationConfig()
     round_deadline_s: float | None = Field(default=None, gt=0)
     """Seconds after which a round ends with the updates that came; none: wait for everybody asked."""
     quorum: float = Field(default=0.5, gt=0, le=1)
@@ -132,7 +167,15 @@ class FederationConfig(StrictModel):
     rejoin_timeout_s: float | None = Field(default=600.0, gt=0)
     """Seconds without enough clients, once the run has begun, after which the run ends as failed."""
     max_attempts: int = Field(default=3, ge=1)
-    """How often a round that missed its quorum is tried before the run ends as failed."""
+    """How often in a row a round that missed its quorum is tried before `on_lost_quorum` applies."""
+    on_lost_quorum: Literal["pause", "fail"] = "pause"
+    """pause: stand still until `python -m server resume` (or a restart with --resume). fail: end with exit code 3."""
+    late_updates: Literal["refuse", "async"] = "refuse"
+    """refuse: a round's updates come before it closes or not at all. async: rounds close when `buffer.size` updates are
+    there, slow clients go on with what they have, and their late updates count in the round they arrive in, weighed
+    by staleness. Who is late depends on timing, so two runs differ."""
+    buffer: BufferConfig = BufferConfig()
+    screening: ScreeningConfig = ScreeningConfig()
     evaluate: Literal["all", "cohort", "none"] = "all"
     """Who evaluates each aggregated model on its validation data: every connected client, those asked
     to train, or nobody. The first and the last version are evaluated by all unless none."""
@@ -141,11 +184,15 @@ class FederationConfig(StrictModel):
     """Evaluate only every so many versions, beside the first and the last: evaluation takes clients' time too."""
 
     @model_validator(mode="after")
-    def _weights_are_positive(self) -> Self:
+    def _consistent(self) -> Self:
         if isinstance(self.task_weights, dict):
             bad = {task: weight for task, weight in self.task_weights.items() if not 0 < weight < float("inf")}
             if bad:
                 raise ValueError(f"task_weights must be positive and finite: {bad}")
+        if self.late_updates == "async" and self.cohort.over_selection:
+            raise ValueError("cohort.over_selection is of synchronous rounds; asynchronous ones have buffer.size")
+        if self.late_updates == "refuse" and self.buffer != BufferConfig():
+            raise ValueError("buffer is of asynchronous rounds: set late_updates: async, or leave buffer out")
         return self
 
 

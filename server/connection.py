@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Final
 
 from fastapi import WebSocket, WebSocketDisconnect
 
-from common.errors import ProtocolError, UpdateRejected
+from common.errors import ProtocolError
+from common.failpoints import failpoint
 from common.messages import (
     Chunk,
     Declined,
@@ -186,7 +187,7 @@ class Connection:
             error = ProtocolError("timeout", "no hello came in time")
         code, reason = error.code, error.reason
         log.warning("refused %s: %s: %s", self.client_id or "an unknown peer", code, reason)
-        self._federation.count_refusal(self, code)
+        self._federation.count_refusal(self, code, reason)
         try:
             async with asyncio.timeout(self._limits.handshake_s):
                 await self._transmit(encode_frame(Refusal(code=code, reason=reason[:2000])))
@@ -275,13 +276,15 @@ class Connection:
             if verdict == "duplicate":
                 self._acknowledge_again(header)
                 return
-            writer = await asyncio.to_thread(SpoolWriter, self._federation.directory.spool, header, self.client_id)
+            directory = self._federation.directory
+            writer = await asyncio.to_thread(SpoolWriter, directory.spool, header, self.client_id, directory.disk)
             try:
                 receiver = StreamReceiver(header.stream, header.tensors, writer)
             except ProtocolError:
                 writer.abandon()
                 raise
             self._upload = _Upload(header, receiver, writer)
+            failpoint("upload.announced")
             await self._commit_if_complete()
         except (ProtocolError, OSError) as error:
             self._reject(header, error)
@@ -292,6 +295,7 @@ class Connection:
             return  # of an update that was refused or is known: its frames may still be on their way
         try:
             await asyncio.to_thread(upload.receiver.accept, chunk)
+            failpoint("upload.receiving")
             await self._commit_if_complete()
         except (ProtocolError, OSError) as error:
             self._reject(upload.header, error)
@@ -305,7 +309,8 @@ class Connection:
                 self._acknowledge_again(upload.header)
                 return
             self._upload = None
-            update: SpooledUpdate = await asyncio.to_thread(upload.writer.commit)
+            counts_in = self._federation.decisions.counts_in
+            update: SpooledUpdate = await asyncio.to_thread(upload.writer.commit, counts_in)
             self._federation.update_spooled(self, update)
 
     def _acknowledge_again(self, header: UpdateHeader) -> None:
@@ -315,12 +320,16 @@ class Connection:
         """Refuse an update; the connection lives on, and so does the round."""
         self._abandon_upload()
         if isinstance(error, OSError):
-            error = UpdateRejected("internal", f"the server could not store the update: {error.strerror}")
+            reason = f"the server could not store the update: {error.strerror}"
+            log.warning("%s: %s", self.client_id, reason)
+            self.send(Rejected(code="internal", reason=reason[:2000], round=header.round))
+            self._federation.not_stored(self, header, error)
+            return
         log.warning("refused an update of %s for round %d: %s", self.client_id, header.round, error)
-        self._federation.count_refusal(self, error.code)
+        self._federation.count_refusal(self, error.code, error.reason)
         self.send(Rejected(code=error.code, reason=error.reason[:2000], round=header.round))
         if error.code not in ("stale_round", "not_asked", "future_round"):
-            self._federation.declined(self, header.round, f"its update was refused: {error}")
+            self._federation.refused(self, header.round, error)
 
     def _abandon_upload(self) -> None:
         if self._upload is not None:

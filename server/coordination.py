@@ -6,10 +6,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from server.round import Examples
+
+#: Why a run may stand still: an operator, no room on the disk, a quorum missed too often, a model that is not finite.
+PauseKind = Literal["operator", "storage", "quorum", "unsound"]
 
 # --- events ---------------------------------------------------------------------------------------
 
@@ -41,11 +44,29 @@ class UpdateArrived:
 
 @dataclass(frozen=True, slots=True)
 class UpdateDeclined:
-    """A client cannot train this round, or its update was refused."""
+    """A client cannot train this round."""
 
     client_id: str
     round_id: int
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateRefused:
+    """An update was refused on its way in, for what it is."""
+
+    client_id: str
+    round_id: int
+    code: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateDelayed:
+    """An update could not be stored; its client keeps it and sends it when it is asked again."""
+
+    client_id: str
+    round_id: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +85,48 @@ class TimerFired:
 
 
 @dataclass(frozen=True, slots=True)
+class Screened:
+    """The updates of a closed round have been looked at together: those that do not count, and why."""
+
+    round_id: int
+    outliers: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
 class Aggregated:
     """The next version exists in memory."""
 
     version: int
+
+
+@dataclass(frozen=True, slots=True)
+class AggregationFailed:
+    """The updates make no sound version; the model is what it was."""
+
+    round_id: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Paused:
+    """No round is to begin or close until every pause is lifted."""
+
+    kind: PauseKind
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unpaused:
+    """A pause is lifted; an operator lifts all but those for want of storage."""
+
+    kind: PauseKind
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """An operator lets a quarantined client take part again."""
+
+    client_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +148,16 @@ Event = (
     | Left
     | UpdateArrived
     | UpdateDeclined
+    | UpdateRefused
+    | UpdateDelayed
     | EvaluationArrived
     | TimerFired
+    | Screened
     | Aggregated
+    | AggregationFailed
+    | Paused
+    | Unpaused
+    | Released
     | StopRequested
     | Crashed
 )
@@ -123,11 +189,15 @@ class Dispatch:
 
 @dataclass(frozen=True, slots=True)
 class Acknowledge:
-    """Tell a client that its update counts (and was not counted before, unless `duplicate`)."""
+    """Tell a client that its update counts (and was not counted before, unless `duplicate`).
+
+    `counts_in` is the round whose version it becomes part of: `round_id`, or a later one for a late update.
+    """
 
     client_id: str
     round_id: int
     duplicate: bool
+    counts_in: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +207,15 @@ class RefuseUpdate:
     client_id: str
     round_id: int
     code: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Quarantine:
+    """Write down that a client is not asked before this version is made; `until_version` 0 lifts it."""
+
+    client_id: str
+    until_version: int
     reason: str
 
 
@@ -165,11 +244,23 @@ class CancelTimer:
 
 
 @dataclass(frozen=True, slots=True)
+class Screen:
+    """Look at the updates of a closed round together, then say `Screened`."""
+
+    round_id: int
+    client_ids: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
 class Aggregate:
-    """Fold the updates of these clients into the next version, then say `Aggregated`."""
+    """Fold the updates of these clients into the next version, then say `Aggregated` or `AggregationFailed`.
+
+    `staleness` says of late updates how many versions were made since the one they start from.
+    """
 
     round_id: int
     contributions: Mapping[str, Examples]
+    staleness: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,9 +291,11 @@ Command = (
     | Dispatch
     | Acknowledge
     | RefuseUpdate
+    | Quarantine
     | Dismiss
     | StartTimer
     | CancelTimer
+    | Screen
     | Aggregate
     | EvaluationsComplete
     | Finish

@@ -3,18 +3,24 @@
 No socket, clock, file or tensor is touched here; a deadline is an event. `server.federation` carries out
 the commands. The life of a run::
 
-    GATHERING ──enough clients──> TRAINING ──all answered, or deadline with quorum──> REDUCING
-        ^                            │  no quorum: repeated, up to max_attempts          │
-        └────────────────────────────┘                                                   │ Aggregated
-        ^                                                                                │
-        └────────────── next round ──────────────────────────────────────────────────────┤
-                                                    after the last: EVALUATING ──> DONE <┘
+    GATHERING ──enough clients──> TRAINING ──enough answered, or deadline with quorum──> SCREENING ──> REDUCING
+        ^                            │  no quorum: repeated, up to max_attempts              │             │
+        └────────────────────────────┴───────────────────────────────────────────────────────┘             │
+        ^                                                                                       Aggregated │
+        └────────────── next round ────────────────────────────────────────────────────────────────────────┤
+                                                                      after the last: EVALUATING ──> DONE <┘
+
+A **pause** (an operator's, a full disk, a quorum missed too often, a model that would not be finite) stops rounds from
+beginning and closing, whatever the phase; updates are still taken. Screening is skipped unless configured.
+
+**Asynchronous** rounds (buffered aggregation as FedBuff, Nguyen et al. 2021, arXiv 2106.06639) close when the buffer
+is full. Clients that have not answered by then are left at work, and their late updates count in the round they arrive
+in, with their staleness. A client counts once per version and gets new work with the next version.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from enum import Enum
 from typing import Final, Literal
 
@@ -22,6 +28,7 @@ from server.coordination import (
     Acknowledge,
     Aggregate,
     Aggregated,
+    AggregationFailed,
     BeginRound,
     CancelTimer,
     Command,
@@ -35,16 +42,27 @@ from server.coordination import (
     Joined,
     Left,
     Note,
+    Paused,
+    PauseKind,
+    Quarantine,
     RefuseUpdate,
+    Released,
+    Screen,
+    Screened,
     StartTimer,
     StopRequested,
     TimerFired,
+    Unpaused,
     UpdateArrived,
     UpdateDeclined,
+    UpdateDelayed,
+    UpdateRefused,
 )
-from server.round import Examples, Quorum, Round
+from server.quarantine import QuarantineList
+from server.round import Examples, Round
+from server.rules import CohortSampler, Kept, Rules
 
-CohortSampler = Callable[[frozenset[str], int], frozenset[str]]
+Verdict = tuple[Literal["wanted", "duplicate", "refused"], str, str]
 
 
 class Phase(Enum):
@@ -52,6 +70,7 @@ class Phase(Enum):
 
     GATHERING = "gathering"
     TRAINING = "training"
+    SCREENING = "screening"
     REDUCING = "reducing"
     EVALUATING = "evaluating"
     DONE = "done"
@@ -59,23 +78,8 @@ class Phase(Enum):
 
 DEADLINE: Final = "round-deadline"
 GATHER: Final = "gather"
-
-
-@dataclass(frozen=True)
-class Rules:
-    """What the operator decided; see `server.config.FederationConfig` for the meaning of each."""
-
-    target_rounds: int
-    tasks: frozenset[str]
-    min_clients: int = 1
-    min_clients_per_task: int = 0
-    quorum: Quorum = field(default_factory=Quorum)
-    deadline_s: float | None = None
-    grace_s: float = 15.0
-    gather_timeout_s: float | None = 600.0
-    max_attempts: int = 3
-    evaluate: Literal["all", "cohort", "none"] = "all"
-    evaluate_every: int = 1
+_OPEN: Final = (Phase.TRAINING, Phase.EVALUATING)
+_CLOSING: Final = (Phase.SCREENING, Phase.REDUCING)
 
 
 class Coordinator:
@@ -83,8 +87,12 @@ class Coordinator:
 
     Args:
         rules: what the operator decided.
-        sample: (connected clients, round) to the cohort of that round; pure.
+        sample: (clients that may be asked, round) to the cohort of that round; pure.
         version: the committed version to go on from (0 in a new run).
+
+    Attributes:
+        pauses: why the run stands still; empty when it does not.
+        quarantine: who is left out for a while.
     """
 
     def __init__(self, rules: Rules, sample: CohortSampler, version: int = 0) -> None:
@@ -92,18 +100,32 @@ class Coordinator:
         self.phase = Phase.GATHERING
         self.version = version
         self.round: Round | None = None
+        self.pauses: dict[PauseKind, str] = {}
+        self.quarantine = QuarantineList(rules.quarantine_after, rules.quarantine_rounds)
         self._sample = sample
         self._connected: dict[str, frozenset[str]] = {}
         self._attempt = 1
         self._deadline = DEADLINE
-        #: Updates accepted in an attempt that missed its quorum, and their clients' tasks.
-        self._kept: dict[str, Examples] = {}
-        self._kept_tasks: dict[str, frozenset[str]] = {}
+        #: Updates that count in the coming round already.
+        self._kept: dict[str, Kept] = {}
+        #: The newest round of which each client's update was taken.
+        self._counted: dict[str, int] = {}
+        #: Clients at work on an older round, with that round and their tasks; asynchronous rounds only.
+        self._busy: dict[str, tuple[int, frozenset[str]]] = {}
+        #: Clients whose update could not be stored: they are asked again when there is room.
+        self._delayed: set[str] = set()
+        #: Late updates that came while a round was closing: which round they count in is known only after that.
+        self._deferred: list[UpdateArrived] = []
 
-    def restore(self, kept: Mapping[str, tuple[frozenset[str], Examples]]) -> None:
-        """Count updates of the coming round that were accepted before: client id to (tasks, examples)."""
-        self._kept = {client_id: examples for client_id, (_, examples) in sorted(kept.items())}
-        self._kept_tasks = {client_id: tasks for client_id, (tasks, _) in kept.items()}
+    def restore(self, kept: Mapping[str, Kept], counted: Mapping[str, int]) -> None:
+        """Go on from what a process before this one accepted.
+
+        Args:
+            kept: client id to its update of the coming round.
+            counted: client id to the newest round of which its update was taken.
+        """
+        self._kept = dict(sorted(kept.items()))
+        self._counted = dict(counted)
 
     @property
     def connected(self) -> Mapping[str, frozenset[str]]:
@@ -122,34 +144,144 @@ class Coordinator:
             case UpdateArrived(client_id, round_id, examples):
                 return self._update(client_id, round_id, examples)
             case UpdateDeclined(client_id, round_id, reason):
-                return self._declined(client_id, round_id, reason)
+                return self._go_without(client_id, round_id, reason)
+            case UpdateRefused(client_id, round_id, code, reason):
+                struck = self._strike(client_id, code, reason)
+                return struck + self._go_without(client_id, round_id, f"its update was refused: {code}: {reason}")
+            case UpdateDelayed(client_id, round_id):
+                return self._delay(client_id, round_id)
             case EvaluationArrived(client_id, version):
                 return self._evaluated(client_id, version)
             case TimerFired(name):
                 return self._timer(name)
+            case Screened(round_id, outliers):
+                return self._screened(round_id, outliers)
             case Aggregated(version):
                 return self._aggregated(version)
+            case AggregationFailed(round_id, reason):
+                return self._unsound(round_id, reason)
+            case Paused(kind, reason):
+                return self._pause(kind, reason)
+            case Unpaused(kind):
+                return self._unpause(kind)
+            case Released(client_id):
+                return self._release(client_id)
             case StopRequested(reason):
                 return self._finish("stopped", reason)
             case Crashed(reason):
                 return self._finish("failed", reason)
 
-    def admission(self, client_id: str, round_id: int) -> tuple[Literal["wanted", "duplicate", "refused"], str, str]:
+    # --- which updates are wanted
+
+    def admission(self, client_id: str, round_id: int) -> Verdict:
         """Whether an announced update is wanted, before its bytes come: (verdict, error code, reason)."""
         current = self.round
+        if self._counted.get(client_id) == round_id:
+            return ("duplicate", "", "")
+        if self.quarantine.holds(client_id, self.version):
+            until = self.quarantine.until(client_id)
+            return ("refused", "quarantined", f"too many bad updates: {client_id} is not asked before version {until}")
         if current is not None and round_id == current.round_id and self.phase is Phase.TRAINING:
             if current.expects_update(client_id):
                 return ("wanted", "", "")
-            if client_id in current.answered:
-                return ("duplicate", "", "")
             return ("refused", "not_asked", f"round {round_id} does not expect an update of {client_id}")
-        if current is not None and round_id == current.round_id and client_id in current.answered:
-            return ("duplicate", "", "")
-        if current is None and round_id == self.version + 1 and client_id in self._kept:
-            return ("duplicate", "", "")
-        if round_id <= self.version or (current is not None and round_id <= current.round_id):
-            return ("refused", "stale_round", f"round {round_id} is over")
-        return ("refused", "future_round", f"round {round_id} has not begun")
+        newest = self.version if current is None else current.round_id
+        if round_id > newest:
+            return ("refused", "future_round", f"round {round_id} has not begun")
+        if self._takes_late(client_id, round_id):
+            return ("wanted", "", "")
+        return ("refused", "stale_round", f"round {round_id} is over")
+
+    @property
+    def counts_in(self) -> int:
+        """The round in which an update that is accepted now counts."""
+        return self.version + 1
+
+    def _takes_late(self, client_id: str, round_id: int) -> bool:
+        limit = self.rules.max_staleness
+        if limit is None or self.counts_in - round_id > limit or self.phase is Phase.EVALUATING:
+            return False
+        if self.phase is Phase.TRAINING:
+            assert self.round is not None
+            # One that came back was given new work, as nobody could know that it had finished the old.
+            return self.round.expects_late_update(client_id) or self.round.expects_update(client_id)
+        return client_id not in self._kept and all(update.client_id != client_id for update in self._deferred)
+
+    def _update(self, client_id: str, round_id: int, examples: Examples) -> list[Command]:
+        verdict, code, reason = self.admission(client_id, round_id)
+        counts_in = self.counts_in
+        match verdict:
+            case "refused":
+                return [RefuseUpdate(client_id, round_id, code, reason)]
+            case "duplicate":
+                return [Acknowledge(client_id, round_id, duplicate=True, counts_in=counts_in)]
+            case "wanted" if self.phase in _CLOSING:
+                self._deferred.append(UpdateArrived(client_id, round_id, examples))
+                return []
+            case "wanted":
+                self._counted[client_id] = round_id
+                self._delayed.discard(client_id)
+                _, tasks = self._busy.pop(client_id, (0, self._connected.get(client_id, frozenset())))
+                commands: list[Command] = [Acknowledge(client_id, round_id, duplicate=False, counts_in=counts_in)]
+                if self.phase is not Phase.TRAINING:
+                    self._kept[client_id] = Kept(tasks, examples, counts_in - round_id)
+                    return commands
+                assert self.round is not None
+                if round_id != self.round.round_id and self.round.expects_update(client_id):
+                    commands.append(Dismiss(frozenset({client_id}), counts_in, "its late update counts in this round"))
+                self.round.accept_update(client_id, examples, counts_in - round_id)
+                return commands + self._close_if_complete()
+
+    def _take_deferred(self) -> list[Command]:
+        """Decide on the updates that came while a round was closing."""
+        waiting, self._deferred = self._deferred, []
+        return [command for event in waiting for command in self.handle(event)]
+
+    def _go_without(self, client_id: str, round_id: int, reason: str) -> list[Command]:
+        """A client that was asked will not answer."""
+        busy = self._busy.get(client_id)
+        if busy is not None and busy[0] == round_id:
+            del self._busy[client_id]
+        elif self.round is None or round_id != self.round.round_id:
+            return []
+        if self.round is None or client_id not in self.round.seated:
+            return []
+        self.round.give_up(client_id)
+        return [
+            Note(f"round {self.round.round_id} goes on without {client_id}: {reason}", "warning"),
+            *self._close_if_complete(),
+        ]
+
+    def _delay(self, client_id: str, round_id: int) -> list[Command]:
+        if self.round is None or round_id > self.round.round_id or client_id not in self.round.seated:
+            return []
+        self._delayed.add(client_id)
+        # The room may have come back before this event was handled.
+        return [] if self.pauses else self._ask_delayed()
+
+    def _ask_delayed(self) -> list[Command]:
+        """Ask for the updates that could not be stored; a client that still has its update sends it at once."""
+        asked, self._delayed = self._delayed, set()
+        if self.round is None:
+            return []
+        return [
+            self._dispatch(self.round, client_id)
+            for client_id in sorted(asked & self.round.seated & self._connected.keys())
+        ]
+
+    # --- bad clients
+
+    def _strike(self, client_id: str, code: str, reason: str) -> list[Command]:
+        until = self.quarantine.strike(client_id, self.version + 1, code)
+        if not until:
+            return []
+        text = f"{client_id} is in quarantine until version {until}: too many bad updates, at last {code}: {reason}"
+        return [Quarantine(client_id, until, f"{code}: {reason}"), Note(text, "warning")]
+
+    def _release(self, client_id: str) -> list[Command]:
+        self.quarantine.release(client_id)
+        lifted: list[Command] = [Quarantine(client_id, 0, "released by an operator")]
+        return lifted + (self._begin_if_enough() if self.phase is Phase.GATHERING else [])
 
     # --- membership
 
@@ -158,19 +290,26 @@ class Coordinator:
         if self.phase is Phase.GATHERING:
             return self._begin_if_enough()
         commands: list[Command] = [CancelTimer(_grace(client_id))]
-        if self.round is not None and client_id in self.round.seated:
+        if self.round is None:
+            return commands
+        if self.round.expects_late_update(client_id):
+            # Whether it still has its old work nobody knows; should that come, it counts instead.
+            self._busy.pop(client_id, None)
+            self.round.begin_anew(client_id, tasks)
+        if client_id in self.round.seated:
             commands.append(self._dispatch(self.round, client_id))
         return commands
 
     def _left(self, client_id: str, for_good: bool) -> list[Command]:
         self._connected.pop(client_id, None)
-        if self.round is None or client_id not in self.round.seated:
+        if client_id not in self._busy and (self.round is None or client_id not in self.round.seated):
             return []
         if for_good or self.rules.grace_s == 0:
             return self._lost(client_id)
         return [StartTimer(_grace(client_id), self.rules.grace_s)]
 
     def _lost(self, client_id: str) -> list[Command]:
+        self._busy.pop(client_id, None)
         if self.round is None or client_id not in self.round.seated:
             return []
         self.round.give_up(client_id)
@@ -187,11 +326,43 @@ class Coordinator:
             have = sum(1 for tasks in self._connected.values() if task in tasks)
             if have < self.rules.min_clients_per_task:
                 return f"{have} of {self.rules.min_clients_per_task} clients for task {task}"
+        if not self._eligible and not self._kept and self.version < self.rules.target_rounds:
+            return f"{len(self._connected)} clients are connected, all of them in quarantine"
         return None
+
+    @property
+    def _eligible(self) -> frozenset[str]:
+        """The connected clients that may be asked."""
+        return frozenset(c for c in self._connected if not self.quarantine.holds(c, self.version))
+
+    # --- pauses
+
+    def _pause(self, kind: PauseKind, reason: str) -> list[Command]:
+        known = self.pauses.get(kind)
+        self.pauses[kind] = reason
+        if known is not None:
+            return []
+        return [Note(f"the run is paused: {reason}", "warning"), CancelTimer(self._deadline), CancelTimer(GATHER)]
+
+    def _unpause(self, kind: PauseKind) -> list[Command]:
+        was_paused = bool(self.pauses)
+        # Only room on the disk ends the want of it; an operator ends everything else.
+        lifted = {"storage"} if kind == "storage" else {"operator", "quorum", "unsound"}
+        self.pauses = {other: reason for other, reason in self.pauses.items() if other not in lifted}
+        if not was_paused:
+            return []
+        if self.pauses:
+            return [Note(f"the run stays paused: {'; '.join(self.pauses.values())}", "warning")]
+        note = Note("the run goes on")
+        if self.phase in _OPEN:
+            return [note, *self._ask_delayed(), *self._start_deadline(), *self._close_if_complete()]
+        return [note, *self._gather()] if self.phase is Phase.GATHERING else [note]
 
     # --- rounds
 
     def _begin_if_enough(self) -> list[Command]:
+        if self.pauses:
+            return []
         missing = self._missing()
         if missing is not None:
             return [Note(f"waiting for clients: {missing}")]
@@ -199,25 +370,48 @@ class Coordinator:
         if self.version >= self.rules.target_rounds:
             return commands + self._begin_final_evaluation()
         round_id = self.version + 1
-        everybody = frozenset(self._connected)
-        cohort = self._sample(everybody, round_id) | frozenset(self._kept)
-        trainers = {c: self._connected[c] for c in sorted(cohort) if c in self._connected}
-        trainers |= {c: self._kept_tasks[c] for c in self._kept if c not in trainers}
-        evaluators = self._evaluators(everybody, cohort)
-        self.round = Round(round_id, trainers, evaluators, answered=dict(self._kept))
+        commands += self._dismiss_the_too_late(round_id)
+        free = self._eligible - self._busy.keys()
+        cohort = self._sample(free, round_id)
+        trainers = {c: self._connected[c] for c in sorted(cohort.clients | (self._kept.keys() & free))}
+        trainers |= {c: kept.tasks for c, kept in self._kept.items() if c not in trainers}
+        evaluators = self._evaluators(free, cohort.clients)
+        self.round = Round(
+            round_id,
+            trainers,
+            evaluators,
+            answered={c: kept.examples for c, kept in sorted(self._kept.items())},
+            quorum=self.rules.quorum,
+            wanted=cohort.wanted,
+            stragglers={c: tasks for c, (_, tasks) in sorted(self._busy.items())},
+            staleness={c: kept.staleness for c, kept in sorted(self._kept.items()) if kept.staleness},
+        )
+        self._kept = {}
         self.phase = Phase.TRAINING
         commands.append(BeginRound(round_id, self._attempt, frozenset(trainers), evaluators))
-        commands += [self._dispatch(self.round, client_id) for client_id in sorted(self.round.seated)]
+        asked = self.round.training | evaluators
+        commands += [self._dispatch(self.round, client_id) for client_id in sorted(asked)]
         commands += self._start_deadline()
         # Nobody has a seat when every client that is asked has answered in an earlier attempt.
         return commands + self._close_if_complete()
 
-    def _evaluators(self, everybody: frozenset[str], cohort: frozenset[str]) -> frozenset[str]:
+    def _dismiss_the_too_late(self, round_id: int) -> list[Command]:
+        """Call off old work whose update would be refused now."""
+        limit = self.rules.max_staleness
+        late = {c: began for c, (began, _) in self._busy.items() if limit is not None and round_id - began > limit}
+        for client_id in late:
+            del self._busy[client_id]
+        return [
+            Dismiss(frozenset({client_id}), began, f"its update would be more than {limit} versions late")
+            for client_id, began in sorted(late.items())
+        ]
+
+    def _evaluators(self, free: frozenset[str], cohort: frozenset[str]) -> frozenset[str]:
         """Who evaluates the current version in the round that is about to begin."""
         due = self.version % self.rules.evaluate_every == 0 and self._attempt == 1
         if not due or self.rules.evaluate == "none":
             return frozenset()
-        return everybody if self.rules.evaluate == "all" or self.version == 0 else cohort & everybody
+        return free if self.rules.evaluate == "all" or self.version == 0 else cohort & free
 
     def _start_deadline(self) -> list[Command]:
         if self.rules.deadline_s is None:
@@ -227,8 +421,9 @@ class Coordinator:
         return [StartTimer(self._deadline, self.rules.deadline_s)]
 
     def _begin_final_evaluation(self) -> list[Command]:
-        evaluators = frozenset(self._connected) if self.rules.evaluate != "none" else frozenset[str]()
+        evaluators = self._eligible if self.rules.evaluate != "none" else frozenset[str]()
         self.round = Round(self.version + 1, {}, evaluators)
+        self._busy = {}
         self.phase = Phase.EVALUATING
         commands: list[Command] = [self._dispatch(self.round, client_id) for client_id in sorted(evaluators)]
         return commands + self._start_deadline() + self._close_if_complete()
@@ -242,27 +437,6 @@ class Coordinator:
             evaluate=current.expects_evaluation(client_id),
         )
 
-    def _update(self, client_id: str, round_id: int, examples: Examples) -> list[Command]:
-        verdict, code, reason = self.admission(client_id, round_id)
-        match verdict:
-            case "refused":
-                return [RefuseUpdate(client_id, round_id, code, reason)]
-            case "duplicate":
-                return [Acknowledge(client_id, round_id, duplicate=True)]
-            case "wanted":
-                assert self.round is not None
-                self.round.accept_update(client_id, examples)
-                return [Acknowledge(client_id, round_id, duplicate=False), *self._close_if_complete()]
-
-    def _declined(self, client_id: str, round_id: int, reason: str) -> list[Command]:
-        if self.round is None or round_id != self.round.round_id or client_id not in self.round.seated:
-            return []
-        self.round.give_up(client_id)
-        return [
-            Note(f"round {round_id} goes on without {client_id}: {reason}", "warning"),
-            *self._close_if_complete(),
-        ]
-
     def _evaluated(self, client_id: str, version: int) -> list[Command]:
         if self.round is None or version != self.round.version:
             return []
@@ -270,10 +444,11 @@ class Coordinator:
         return self._close_if_complete()
 
     def _timer(self, name: str) -> list[Command]:
-        if name == self._deadline and self.phase in (Phase.TRAINING, Phase.EVALUATING):
+        if name == self._deadline and self.phase in _OPEN and not self.pauses:
             return self._close("the deadline passed")
-        if name == GATHER and self.phase is Phase.GATHERING and (missing := self._missing()) is not None:
-            return self._finish("failed", f"not enough clients came back in time: {missing}")
+        if name == GATHER and self.phase is Phase.GATHERING and not self.pauses:
+            missing = self._missing()
+            return [] if missing is None else self._finish("failed", f"not enough clients came back in time: {missing}")
         if name.startswith(_grace("")):
             client_id = name.removeprefix(_grace(""))
             if client_id not in self._connected:
@@ -281,42 +456,90 @@ class Coordinator:
         return []
 
     def _close_if_complete(self) -> list[Command]:
-        if self.round is None or not self.round.complete or self.phase not in (Phase.TRAINING, Phase.EVALUATING):
+        if self.round is None or not self.round.complete or self.phase not in _OPEN or self.pauses:
             return []
-        return self._close("nobody is left to wait for")
+        return self._close("enough updates came" if self.round.seated else "nobody is left to wait for")
 
     def _close(self, why: str) -> list[Command]:
         assert self.round is not None
         current = self.round
-        late = current.seated
-        commands: list[Command] = [CancelTimer(self._deadline), *(CancelTimer(_grace(c)) for c in sorted(late))]
-        if late:
-            commands.append(Note(f"round {current.round_id} left {', '.join(sorted(late))} behind: {why}", "warning"))
-            commands.append(Dismiss(late, current.round_id, why))
-        for client_id in late:
-            current.give_up(client_id)
+        commands: list[Command] = [CancelTimer(self._deadline), *self._leave_behind(current, why)]
         commands.append(EvaluationsComplete(current.version))
         if self.phase is Phase.EVALUATING:
             return commands + self._finish("finished", f"all {self.rules.target_rounds} rounds are done")
-        if not current.has_quorum(self.rules.quorum):
+        if not current.has_quorum:
             return commands + self._repeat(current)
-        self.phase = Phase.REDUCING
-        self._kept = {}
-        self._attempt = 1
-        return [*commands, Aggregate(current.round_id, dict(sorted(current.answered.items())))]
+        if self.rules.screen:
+            self.phase = Phase.SCREENING
+            return [*commands, Screen(current.round_id, frozenset(current.answered))]
+        return commands + self._aggregate(current)
 
-    def _repeat(self, current: Round) -> list[Command]:
-        """Another attempt at the same round; accepted updates stay, as they start from the same version."""
-        came = f"{len(current.answered)} of {len(current.trainers)} updates came"
-        if self._attempt >= self.rules.max_attempts:
-            return self._finish("failed", f"round {current.round_id} missed its quorum {self._attempt} times ({came})")
-        self._attempt += 1
-        self._kept = dict(current.answered)
-        self._kept_tasks = {client_id: current.trainers[client_id] for client_id in current.answered}
+    def _leave_behind(self, current: Round, why: str) -> list[Command]:
+        """What becomes of those who have not answered: late by name, or left at work in asynchronous rounds."""
+        late = current.seated
+        at_work: frozenset[str] = frozenset()
+        if self.rules.max_staleness is not None and self.phase is Phase.TRAINING:
+            self._busy |= {c: (current.round_id, current.tasks_of(c)) for c in current.training}
+            at_work = late & self._busy.keys()
+        for client_id in late:
+            current.give_up(client_id)
+        if not (dismissed := late - at_work):
+            return []
+        names = ", ".join(sorted(dismissed))
+        return [
+            *(CancelTimer(_grace(c)) for c in sorted(dismissed)),
+            Note(f"round {current.round_id} left {names} behind: {why}", "warning"),
+            Dismiss(dismissed, current.round_id, why),
+        ]
+
+    def _screened(self, round_id: int, outliers: Mapping[str, str]) -> list[Command]:
+        current = self.round
+        if self.phase is not Phase.SCREENING or current is None or round_id != current.round_id:
+            return []
+        commands: list[Command] = []
+        for client_id, reason in sorted(outliers.items()):
+            current.withdraw(client_id)
+            late_round = self._counted.pop(client_id, round_id)
+            commands.append(RefuseUpdate(client_id, late_round, "norm_outlier", reason))
+            commands += self._strike(client_id, "norm_outlier", reason)
+        return commands + (self._aggregate(current) if current.has_quorum else self._repeat(current))
+
+    def _aggregate(self, current: Round) -> list[Command]:
+        self.phase = Phase.REDUCING
+        self._attempt = 1
+        contributions = dict(sorted(current.answered.items()))
+        return [Aggregate(current.round_id, contributions, dict(sorted(current.staleness.items())))]
+
+    def _keep(self, current: Round) -> None:
+        """Accepted updates outlive their attempt, as they start from the same version."""
+        for client_id, examples in current.answered.items():
+            staleness = current.staleness.get(client_id, 0)
+            self._kept[client_id] = Kept(current.tasks_of(client_id), examples, staleness)
         self.round = None
         self.phase = Phase.GATHERING
-        note = Note(f"round {current.round_id} missed its quorum ({came}): attempt {self._attempt}", "warning")
-        return [note, *self._gather()]
+
+    def _repeat(self, current: Round) -> list[Command]:
+        """Another attempt at the same round, or a pause when there were enough of them."""
+        came = f"{len(current.answered)} of {len(current.trainers)} updates came"
+        missed = f"round {current.round_id} missed its quorum"
+        if self._attempt >= self.rules.max_attempts:
+            reason = f"{missed} {self._attempt} times ({came})"
+            if self.rules.lost_quorum == "fail":
+                return self._finish("failed", reason)
+            self._attempt = 1
+            self._keep(current)
+            return self._take_deferred() + self._pause("quorum", reason)
+        self._attempt += 1
+        self._keep(current)
+        note = Note(f"{missed} ({came}): attempt {self._attempt}", "warning")
+        return [note, *self._take_deferred(), *self._gather()]
+
+    def _unsound(self, round_id: int, reason: str) -> list[Command]:
+        current = self.round
+        if self.phase is not Phase.REDUCING or current is None or current.round_id != round_id:
+            return []
+        self._keep(current)
+        return self._take_deferred() + self._pause("unsound", f"round {round_id} makes no version: {reason}")
 
     def _aggregated(self, version: int) -> list[Command]:
         if self.phase is not Phase.REDUCING or version != self.version + 1:
@@ -324,15 +547,15 @@ class Coordinator:
         self.version = version
         self.round = None
         self.phase = Phase.GATHERING
-        return self._gather()
+        return self._take_deferred() + self._gather()
 
     def _gather(self) -> list[Command]:
+        if self.pauses:
+            return []
         if self.version >= self.rules.target_rounds:
             return self._begin_final_evaluation()
-        if self._missing() is None:
-            return self._begin_if_enough()
         commands = self._begin_if_enough()
-        if self.rules.gather_timeout_s is not None:
+        if self.phase is Phase.GATHERING and self.rules.gather_timeout_s is not None:
             commands.append(StartTimer(GATHER, self.rules.gather_timeout_s))
         return commands
 

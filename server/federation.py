@@ -10,14 +10,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
+import os
+import threading
 import time
 from collections.abc import Callable, Coroutine, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal, TypeVar
+from functools import partial
+from typing import Any, Literal
 
 from common.errors import ProtocolError, UpdateRejected
-from common.families.base import Family
+from common.failpoints import failpoint
 from common.log_context import bind_log_context, set_log_context
 from common.messages import (
     EvaluationReport,
@@ -25,6 +28,7 @@ from common.messages import (
     Hello,
     Progress,
     Ready,
+    Refusal,
     Rejected,
     RoundClosed,
     UpdateAck,
@@ -36,26 +40,29 @@ from common.metrics import Evaluation
 from common.tasks import TaskSpec
 from server import coordination as core
 from server.admission import agree_on_encoding, agree_on_protocol, assign_tasks, check_update
-from server.aggregation import build_aggregator
+from server.aggregation import AggregatorChoice
 from server.config import Config
 from server.connection import Connection
 from server.coordinator import Coordinator
 from server.events import EventFeed
-from server.history import History
-from server.model_state import ModelState
+from server.lane import Lane, NoRoom, no_room
 from server.prometheus import Measures
+from server.quarantine import BAD_UPDATES
 from server.records import OpenRound, Participant, QueueDepths, Traffic
-from server.reduce import reduce_round
+from server.reduce import ReductionCancelled, UnsoundModel, reduce_round
 from server.round import Examples
+from server.rules import Kept
 from server.run_directory import RunDirectory
 from server.scoreboard import RoundRecord, Scoreboard
-from server.spool import Spool, SpooledUpdate
+from server.screening import norm_outliers
+from server.spool import Spool, SpooledUpdate, round_folder
+from server.start import Start
 from server.summary import summarise
 from server.timers import Timers
+from server.update_norm import update_norm
 from server.welcome import Introduction
 
 log = logging.getLogger("fedmtl.server")
-Result = TypeVar("Result")
 Outcome = Literal["finished", "failed", "stopped"]
 
 
@@ -65,11 +72,8 @@ class Federation:
     Args:
         config: the validated configuration.
         specs: the resolved tasks.
-        family: the model family.
-        model: the version to start from.
+        start: the family, the version to start from and the run's database.
         directory: the run directory, held by this process.
-        history: its database.
-        run_id: the run's id.
         decisions: the coordinator.
     """
 
@@ -77,48 +81,58 @@ class Federation:
         self,
         config: Config,
         specs: Mapping[str, TaskSpec],
-        family: Family,
-        model: ModelState,
+        start: Start,
         directory: RunDirectory,
-        history: History,
-        run_id: str,
         decisions: Coordinator,
     ) -> None:
         self.config = config
         self.specs = specs
-        self.model = model
+        self.model = start.model
         self.directory = directory
-        self.history = history
-        self.run_id = run_id
+        self.history = history = start.history
+        self.run_id = start.run_id
         self.decisions = decisions
-        self.summary_of_model = family.summary()
+        self.summary_of_model = start.family.summary()
+        version = self.model.version
         # What a resumed run's summary says goes on from where it stopped.
-        self.scoreboard = Scoreboard.restored(model.version, history.rounds(), history.updates(), history.evaluations())
+        self.scoreboard = Scoreboard.restored(version, history.rounds(), history.updates(), history.evaluations())
         before = self.scoreboard.rounds.values()
         self.traffic = Traffic(sum(r.bytes_down for r in before), sum(r.bytes_up for r in before))
         self.started = time.time() - sum(r.seconds for r in before)
-        self.sha256 = str((history.commit_of(model.version) or {"sha256": ""})["sha256"])
+        self.sha256 = str((history.commit_of(version) or {"sha256": ""})["sha256"])
         self.feed = EventFeed(history.last_event(), lambda *event: self._record(history.record_event, *event))
         self.participants: dict[str, Participant] = {}
         self.refusals: dict[str, int] = {}
         self.measures = Measures()
-        self.state: str = "running"
-        self.pause_reasons: frozenset[str] = frozenset()
         self.open_round: OpenRound | None = None
         self.finished: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        self._introduction = Introduction(config, specs, family, run_id)
+        self._progress: Literal["resuming", "running"] | Outcome = "resuming"
+        self._introduction = Introduction(config, specs, start.family, start.run_id)
         self._connections: dict[str, Connection] = {}
         self._events: asyncio.Queue[core.Event] = asyncio.Queue()
         self._timers = Timers(lambda name: self.post(core.TimerFired(name)))
-        self._lane = ThreadPoolExecutor(1, thread_name_prefix="fedmtl-lane")
-        self._spool = Spool(directory.spool)
+        self._lane = Lane(directory.path, self._disk_is_full, lambda: self.post(core.Unpaused("storage")))
+        self._spool = Spool(directory.spool, directory.disk)
         #: Updates on disk by client: of which the coordinator has yet to say whether they count, and those that do.
         self._undecided: dict[str, SpooledUpdate] = {}
         self._updates: dict[str, SpooledUpdate] = {}
-        self._aggregator = build_aggregator("weighted_sum")
+        self._aggregators = AggregatorChoice.of(config.federation.aggregation, self.model.plan.slots)
         self._jobs: set[asyncio.Task[Any]] = set()
         self._failure = ""
         self._empty = asyncio.Event()
+        #: One version at a time is folded and committed, however long a commit waits for room on the disk.
+        self._committing = asyncio.Lock()
+        self._stopping = threading.Event()
+
+    @property
+    def state(self) -> str:
+        """Where the run stands: resuming, running, paused, or how it ended."""
+        return "paused" if self._progress == "running" and self.decisions.pauses else self._progress
+
+    def queue_depths(self) -> QueueDepths:
+        """What waits now, and for whom."""
+        waiting = [connection.waiting for connection in self._connections.values()]
+        return QueueDepths(self._events.qsize(), self._lane.waiting, sum(waiting), max(waiting, default=0))
 
     # --- the loop
 
@@ -128,32 +142,60 @@ class Federation:
 
     async def run(self) -> Outcome:
         """Carry out commands until the run is over in this process; returns how it ended."""
-        await self._restore_spool()
         while not self.finished.done():
             event = await self._events.get()
             for command in self.decisions.handle(event):
                 await self._carry_out(command)
         return self.finished.result()
 
+    async def restore(self, url: str) -> None:
+        """Go on from what is on disk, before clients are let in.
+
+        Args:
+            url: where this server listens, for the operator's commands.
+        """
+        address = json.dumps({"url": url, "pid": os.getpid()}).encode()
+        await self._lane.write(self.directory.disk.replace, self.directory.address, address)
+        await self._restore_spool()
+        since = {row["client_id"]: row["since_round"] for row in self.history.quarantines()}
+        self.decisions.quarantine.restore(
+            (
+                (row["client_id"], row["round"])
+                for row in self.history.refusals()
+                if row["code"] in BAD_UPDATES and row["round"] > since.get(row["client_id"], 0)
+            ),
+            ((row["client_id"], row["until_version"]) for row in self.history.quarantines()),
+        )
+        if paused := self.history.get("paused"):
+            self.post(core.Paused("operator", str(paused)))
+        await self._lane.write(self.directory.write_summary, self.summary())
+        self._progress = "running"
+
     async def _restore_spool(self) -> None:
         """Count the updates that were accepted for the coming round before this process began."""
-        kept: dict[str, tuple[frozenset[str], Examples]] = {}
-        for update in await self._in_lane(self._spool.load, self.model.version + 1):
-            if (update.header.run_id, update.header.plan) == (self.run_id, self.model.plan.digest):
+        kept: dict[str, Kept] = {}
+        # Those of earlier rounds are in the model. Of this round only what is on disk counts.
+        counted = {c: number for c, number in self.history.counted().items() if number <= self.model.version}
+        for update in await self._lane.run(partial(self._spool.load, self.model.version + 1, verify=True)):
+            header = update.header
+            if (header.run_id, header.plan) == (self.run_id, self.model.plan.digest):
                 self._updates[update.client_id] = update
                 # The process may have been killed between the update's file and its row.
-                self._record_update(update)
-                done = update.header.tasks
-                kept[update.client_id] = (frozenset(done), {task: done[task].num_examples for task in sorted(done)})
+                self._record_update(update, self.model.version + 1)
+                examples = {task: done.num_examples for task, done in sorted(header.tasks.items())}
+                staleness = self.model.version - header.version
+                kept[update.client_id] = Kept(frozenset(header.tasks), examples, staleness)
+                counted[update.client_id] = header.round
         if kept:
             log.info("round %d goes on with the updates of %s", self.model.version + 1, ", ".join(sorted(kept)))
-        self.decisions.restore(kept)
+        self.decisions.restore(kept, counted)
 
     async def close(self) -> None:
         """Let threads and files go."""
         self._timers.cancel_all()
         await asyncio.gather(*self._jobs, return_exceptions=True)
-        self._lane.shutdown()
+        self._lane.close()
+        self.directory.address.unlink(missing_ok=True)
 
     async def _carry_out(self, command: core.Command) -> None:
         match command:
@@ -161,10 +203,12 @@ class Federation:
                 self._begin(command)
             case core.Dispatch():
                 self._dispatch(command)
-            case core.Acknowledge(client_id, round_id, duplicate):
-                self._acknowledge(client_id, round_id, duplicate)
+            case core.Acknowledge():
+                await self._acknowledge(command)
             case core.RefuseUpdate(client_id, round_id, code, reason):
                 self._refuse_update(client_id, round_id, code, reason)
+            case core.Quarantine(client_id, until_version, reason):
+                self._quarantine(client_id, until_version, reason)
             case core.Dismiss(client_ids, round_id, reason):
                 for client_id in sorted(client_ids & self._connections.keys()):
                     self._connections[client_id].dismiss(RoundClosed(round=round_id, reason=reason))
@@ -172,7 +216,10 @@ class Federation:
                 self._timers.start(name, seconds)
             case core.CancelTimer(name):
                 self._timers.cancel(name)
+            case core.Screen(round_id, client_ids):
+                self._job(self._screen(round_id, client_ids))
             case core.Aggregate():
+                failpoint("round.closed")
                 self._job(self._aggregate(command))
             case core.EvaluationsComplete(version):
                 self._job(self._publish(version))
@@ -186,6 +233,8 @@ class Federation:
 
     def welcome(self, connection: Connection, hello: Hello) -> tuple[Welcome, Mapping[str, bytes]]:
         """Admit a client or raise `ProtocolError` with the reason of the refusal."""
+        if self._progress == "resuming":
+            raise ProtocolError("busy", "the server is resuming the run; try again in a moment")
         version = agree_on_protocol(hello.protocol)
         up = agree_on_encoding(hello.encodings_up, "encodings_up")
         down = agree_on_encoding(hello.encodings_down, "encodings_down")
@@ -194,8 +243,11 @@ class Federation:
             raise ProtocolError("busy", f"{len(self._connections)} clients are connected, no more are taken")
         if self.finished.done():
             raise ProtocolError("shutting_down", "the run is over")
-        if hello.client_id in self._connections:
-            raise ProtocolError("duplicate_client", f"a client called {hello.client_id!r} is connected already")
+        if (older := self._connections.get(hello.client_id)) is not None:
+            if self.config.server.duplicate_client == "refuse":
+                raise ProtocolError("duplicate_client", f"a client called {hello.client_id!r} is connected already")
+            older.send(Refusal(code="taken_over", reason="another client of this id has connected and takes the place"))
+            older.close()
         connection.client_id, connection.tasks, connection.full = hello.client_id, tasks, hello.sync == "full"
         self._connections[hello.client_id] = connection
         bind_log_context(client_id=hello.client_id)  # the connection's own task
@@ -217,16 +269,17 @@ class Federation:
 
     def disconnected(self, connection: Connection) -> None:
         """A connection is over, for whatever reason."""
+        known = self.participants.get(connection.client_id)
+        if known is not None:
+            known.bytes_down += connection.bytes_down
+            known.bytes_up += connection.bytes_up
         if self._connections.get(connection.client_id) is not connection:
             return
         del self._connections[connection.client_id]
         if not self._connections:
             self._empty.set()
-        known = self.participants.get(connection.client_id)
         if known is not None and known.connection is connection:
             known.connection, known.last_seen = None, time.time()
-            known.bytes_down += connection.bytes_down
-            known.bytes_up += connection.bytes_up
             log.info(
                 "%s %s",
                 connection.client_id,
@@ -261,6 +314,21 @@ class Federation:
         """A client can't contribute to a round."""
         self.post(core.UpdateDeclined(connection.client_id, round_id, reason))
 
+    def refused(self, connection: Connection, round_id: int, error: ProtocolError) -> None:
+        """An update was refused on its way in."""
+        self.post(core.UpdateRefused(connection.client_id, round_id, error.code, error.reason))
+
+    def not_stored(self, connection: Connection, header: UpdateHeader, error: OSError) -> None:
+        """An update could not be written: for want of room the run waits, with any other error it goes on without."""
+        if (reason := no_room(error)) is None:
+            self.declined(connection, header.round, f"its update could not be stored: {error}")
+            return
+        self._lane.out_of_room(reason, sum(tensor.nbytes for tensor in header.tensors))
+        self.post(core.UpdateDelayed(connection.client_id, header.round))
+
+    def _disk_is_full(self, reason: str) -> None:
+        self.post(core.Paused("storage", f"the disk of {self.directory.path} is full ({reason}); free some room"))
+
     def progressed(self, connection: Connection, progress: Progress) -> None:
         """A client says how far its training is; for people."""
         self.participants[connection.client_id].progress = f"{progress.done_steps}/{progress.total_steps}"
@@ -287,28 +355,56 @@ class Federation:
 
     def update_spooled(self, connection: Connection, update: SpooledUpdate) -> None:
         """An update is on disk, whole and valid."""
+        failpoint("update.spooled")
         self._undecided[connection.client_id] = update
         examples = {task: done.num_examples for task, done in update.header.tasks.items()}
         self.post(core.UpdateArrived(connection.client_id, update.header.round, examples))
 
-    def count_refusal(self, connection: Connection, code: str) -> None:
-        """Keep count of what was refused, by name."""
+    def count_refusal(self, connection: Connection, code: str, reason: str = "") -> None:
+        """Keep count of what was refused, by name and by client."""
         self.refusals[code] = self.refusals.get(code, 0) + 1
-        if connection.client_id in self.participants:
-            self.participants[connection.client_id].refused += 1
+        known = self.participants.get(connection.client_id)
+        if known is not None:
+            known.refusals[code] = known.refusals.get(code, 0) + 1
+            known.last_refusal = f"{code}: {reason}" if reason else code
+            round_id = self.decisions.version + 1
+            self._record(self.history.record_refusal, round_id, connection.client_id, code, reason[:2000])
+
+    # --- what an operator may ask for
+
+    def pause(self, by: str) -> None:
+        """Begin and close no round until `unpause`; a restarted server stays paused."""
+        reason = f"paused by {by}"
+        self._record(self.history.set, "paused", reason)
+        self.post(core.Paused("operator", reason))
+
+    def unpause(self, by: str) -> None:
+        """Go on, whatever the run was paused for; a full disk it still waits for."""
+        log.info("%s wants the run to go on", by)
+        self._record(self.history.set, "paused", None)
+        self.post(core.Unpaused("operator"))
+
+    def release(self, client_id: str, by: str) -> bool:
+        """Let a quarantined client take part again; False when it is in no quarantine."""
+        if not self.decisions.quarantine.holds(client_id, self.decisions.version):
+            return False
+        log.info("%s releases %s from quarantine", by, client_id)
+        self.post(core.Released(client_id))
+        return True
 
     # --- what the coordinator commands
 
     def _begin(self, command: core.BeginRound) -> None:
         cohort = sorted(command.trainers)
+        set_log_context(round=command.round_id)
         if command.attempt > 1:
             self.measures.rounds_repeated.inc()
-        set_log_context(round=command.round_id)
         self.open_round = OpenRound(
             command.round_id, command.attempt, cohort, time.time(), self.traffic.down, self.traffic.up
         )
         log.info("round %d of %d: %s", command.round_id, self.config.run.rounds, ", ".join(cohort))
         self.feed.publish("round_started", {"round": command.round_id, "cohort": cohort, "attempt": command.attempt})
+        failpoint("round.begun")
 
     def _dispatch(self, command: core.Dispatch) -> None:
         connection = self._connections.get(command.client_id)
@@ -331,83 +427,130 @@ class Federation:
             tensors=(),
         )
         connection.send_work(work, self.model.encoded_slice(slice_))
+        failpoint("round.dispatched" if command.train else "evaluation.begun")
 
-    def _acknowledge(self, client_id: str, round_id: int, duplicate: bool) -> None:
+    async def _acknowledge(self, command: core.Acknowledge) -> None:
+        client_id = command.client_id
         update = self._undecided.pop(client_id)
         header = update.header
+        if not command.duplicate:
+            if update.path.parent != round_folder(self.directory.spool, command.counts_in):
+                # It was received while an earlier round was open. A restart looks for it where it counts.
+                update = await self._lane.write(self._spool.move, update, command.counts_in)
+            self._updates[client_id] = update
+        failpoint("update.counted")
         connection = self._connections.get(client_id)
         if connection is not None:
             connection.send(
-                UpdateAck(round=round_id, version=header.version, update=header.digest, duplicate=duplicate)
+                UpdateAck(
+                    round=command.round_id, version=header.version, update=header.digest, duplicate=command.duplicate
+                )
             )
-        if not duplicate:
-            self._updates[client_id] = update
+        if not command.duplicate:
             self.measures.updates_accepted.inc()
             if client_id in self.participants:
                 self.participants[client_id].rounds += 1
-            nbytes = self._record_update(update)
-            self.feed.publish("update_accepted", {"round": round_id, "client_id": client_id, "bytes": nbytes})
+            nbytes = self._record_update(update, command.counts_in)
+            self.feed.publish("update_accepted", {"round": command.round_id, "client_id": client_id, "bytes": nbytes})
+        failpoint("update.acknowledged")
 
-    def _record_update(self, update: SpooledUpdate) -> int:
+    def _record_update(self, update: SpooledUpdate, counts_in: int) -> int:
         """Put an update that counts into the history; returns its payload's bytes."""
         header = update.header
         nbytes = sum(tensor.nbytes for tensor in header.tensors)
         tasks = {task: done.model_dump() for task, done in header.tasks.items()}
-        self._record(self.history.record_update, header.round, update.client_id, header.digest, nbytes, tasks)
+        digest, trained = header.digest, header.round
+        self._record(self.history.record_update, counts_in, update.client_id, digest, nbytes, tasks, trained)
         return nbytes
 
     def _refuse_update(self, client_id: str, round_id: int, code: str, reason: str) -> None:
-        """The round closed while the update was on its way."""
+        """The round closed while the update was on its way, or it was judged together with the others."""
         connection = self._connections.get(client_id)
-        self._job(self._discard(self._undecided.pop(client_id)))
+        judged = code == "norm_outlier"
+        self._job(self._discard(self._updates.pop(client_id) if judged else self._undecided.pop(client_id)))
         if connection is not None:
-            self.count_refusal(connection, code)
+            self.count_refusal(connection, code, reason)
             # Not `dismiss`: the work of the next round may be on its way to this client already.
             connection.send(Rejected(code=code, reason=reason[:2000], round=round_id))
 
+    def _quarantine(self, client_id: str, until_version: int, reason: str) -> None:
+        since = self.decisions.version + 1
+        self._record(self.history.record_quarantine, client_id, since, until_version, reason)
+        self.feed.publish("quarantine", {"client_id": client_id, "until_version": until_version, "reason": reason})
+
     async def _discard(self, update: SpooledUpdate) -> None:
-        await self._in_lane(self._spool.drop, update)
+        await self._lane.run(self._spool.drop, update)
+
+    async def _screen(self, round_id: int, client_ids: frozenset[str]) -> None:
+        """Look at the updates of a closed round together."""
+        updates = [self._updates[client_id] for client_id in sorted(client_ids)]
+        norms = {update.client_id: await self._lane.run(update_norm, update) for update in updates}
+        limit = self.config.federation.screening.max_norm_ratio
+        assert limit is not None
+        outliers = norm_outliers(norms, limit)
+        told = "its norm is {:.3g} times the cohort's median, allowed is {:g}"
+        self.post(core.Screened(round_id, {c: told.format(ratio, limit) for c, ratio in outliers.items()}))
 
     async def _aggregate(self, command: core.Aggregate) -> None:
         """Fold, let the next round begin, and commit while clients already work on it."""
+        async with self._committing:
+            await self._fold_and_commit(command)
+
+    async def _fold_and_commit(self, command: core.Aggregate) -> None:
         current = self.open_round
         assert current is not None
         waited = time.time()
         updates = [self._updates[client_id] for client_id in command.contributions]
         rules = self.config.federation
-        await self._in_lane(
+        discounts = {c: (1.0 + late) ** -rules.buffer.staleness_exponent for c, late in command.staleness.items()}
+        fold = partial(
             reduce_round,
-            *(self.model, updates, command.contributions, rules.task_weights, self._aggregator, rules.task_step),
+            *(self.model, updates, command.contributions, rules.task_weights, self._aggregators, rules.task_step),
+            discounts=discounts,
+            cancelled=self._stopping,
         )
+        try:
+            await self._lane.run(fold)
+        except UnsoundModel as error:
+            self.post(core.AggregationFailed(command.round_id, str(error)))
+            return
+        except ReductionCancelled:
+            log.info("round %d was not folded to the end; its updates are kept for --resume", command.round_id)
+            return
         reduced = time.time()
         current.phases |= {"clients": waited - current.started, "reduce": reduced - waited}
         self._updates = {}
         self._close_record(current, command.contributions, reduced)
         self.post(core.Aggregated(command.round_id))
-        await self._in_lane(self._commit, current)
+        await self._lane.write(self._commit, current)
 
-    def _commit(self, current: OpenRound | None) -> None:
-        """Make the version durable; runs in the lane, so the model does not change meanwhile."""
+    def _commit(self, current: OpenRound) -> None:
+        """Make the version durable, in the lane, so that the model does not change meanwhile. Bears being done twice."""
         began = time.time()
         self.sha256 = self.directory.commit(self.model)
         seconds = time.time() - began
         plan = self.model.plan
         self.history.record_commit(self.model.version, self.sha256, plan.to_dict(), plan.digest, seconds)
-        if current is not None:
-            current.phases["commit"] = seconds
-            self.history.record_round(
-                current.round_id,
-                attempt=current.attempt,
-                started=current.started,
-                finished=current.started + self.scoreboard.rounds[current.round_id].seconds,
-                phases=current.phases,
-                cohort=current.cohort,
-                bytes_down=self.scoreboard.rounds[current.round_id].bytes_down,
-                bytes_up=self.scoreboard.rounds[current.round_id].bytes_up,
-            )
-        self._spool.discard(self.model.version)
+        failpoint("commit.recorded")
+        current.phases["commit"] = seconds
+        done = self.scoreboard.rounds[current.round_id]
+        self.history.record_round(
+            current.round_id,
+            attempt=current.attempt,
+            started=current.started,
+            finished=current.started + done.seconds,
+            phases=current.phases,
+            cohort=current.cohort,
+            bytes_down=done.bytes_down,
+            bytes_up=done.bytes_up,
+        )
+        # The updates that made this version stay until the next one is there: should its file be damaged, they make it
+        # again.
+        self._spool.discard(self.model.version - 1)
+        failpoint("commit.spool_discarded")
         self.directory.prune(self.config.run.keep_versions)
         self.directory.write_summary(self.summary())
+        failpoint("commit.done")
 
     def _close_record(self, current: OpenRound, contributions: Mapping[str, Examples], now: float) -> None:
         examples: dict[str, int] = {}
@@ -436,35 +579,38 @@ class Federation:
 
     async def _finish(self, state: Outcome, reason: str) -> None:
         self._timers.cancel_all()
+        self._lane.stop_waiting()
         await asyncio.gather(*self._jobs, return_exceptions=True)
         if self._failure:
             state, reason = "failed", self._failure
-        self.state = state
+        self._progress = state
         log.info("run %s: %s", state, reason)
         self.feed.publish("finished", {"state": state, "reason": reason})
-        await self._in_lane(self.directory.write_summary, self.summary())
+        try:
+            await self._lane.write(self._record_end, state)
+        except NoRoom as error:
+            log.warning("the summary is not up to date: %s", error)
+        failpoint("finish.recorded")
         message = Finished(state=state, reason=reason[:2000], rounds_completed=self.model.version)
         for connection in list(self._connections.values()):
             connection.send(message)
             connection.close()
+        failpoint("finish.told")
         if not self.finished.done():
             self.finished.set_result(state)
 
+    def _record_end(self, state: Outcome) -> None:
+        if state == "finished":
+            self.history.set("finished", self.model.version)
+            self._spool.discard(self.model.version)
+        self.directory.write_summary(self.summary())
+
     # --- threads, jobs, records
-
-    async def begin_run(self) -> None:
-        """Encode the version to start from, and commit it if it is a new run's; before clients are let in."""
-        await self._in_lane(self.model.encode)
-        if self.history.last_commit() is None:
-            await self._in_lane(self._commit, None)
-
-    def queue_depths(self) -> QueueDepths:
-        """What waits now, and for whom."""
-        waiting = [connection.waiting for connection in self._connections.values()]
-        return QueueDepths(self._events.qsize(), len(self._jobs), sum(waiting), max(waiting, default=0))
 
     def stop(self, reason: str) -> None:
         """Ask the run to stop; it can be resumed."""
+        # A fold may take long, and what it needs is on disk.
+        self._stopping.set()
         self.post(core.StopRequested(reason))
 
     async def drained(self, patience_s: float) -> None:
@@ -474,11 +620,8 @@ class Federation:
                 async with asyncio.timeout(patience_s):
                     await self._empty.wait()
 
-    async def _in_lane(self, work: Callable[..., Result], *arguments: Any) -> Result:  # noqa: ANN401  # passed on
-        return await asyncio.get_running_loop().run_in_executor(self._lane, work, *arguments)
-
     def _record(self, write: Callable[..., None], *arguments: Any) -> None:  # noqa: ANN401  # passed on
-        self._job(self._in_lane(write, *arguments))
+        self._job(self._lane.write(write, *arguments))
 
     def _job(self, work: Coroutine[Any, Any, Any]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -490,6 +633,9 @@ class Federation:
         if task.cancelled() or task.exception() is None:
             return
         error = task.exception()
+        if isinstance(error, NoRoom):
+            log.warning("something was not written down: %s", error)
+            return
         log.error("the run cannot go on: %s", error, exc_info=error)
         self._failure = self._failure or f"{type(error).__name__}: {error}"
         self.post(core.Crashed(self._failure))

@@ -1,4 +1,5 @@
-"""The run's history in SQLite (WAL): rounds, updates, evaluations, clients, plans, events.
+"""The run's history in SQLite (WAL): rounds, updates, evaluations, clients, plans,
+refusals, quarantines, events.
 
 One process writes; others may read the file at any time. Methods block and may be called from any thread.
 """
@@ -13,6 +14,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from common.durable import DURABLE, Disk
+from common.errors import ConfigError
+
+#: Format of the tables, kept in the file.
+FORMAT: Final = 2
 SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS run (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS rounds (
@@ -23,13 +29,19 @@ CREATE TABLE IF NOT EXISTS commits (
     version INTEGER PRIMARY KEY, at REAL NOT NULL, sha256 TEXT NOT NULL, plan TEXT NOT NULL, seconds REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS updates (
     round INTEGER NOT NULL, client_id TEXT NOT NULL, at REAL NOT NULL, digest TEXT NOT NULL,
-    bytes INTEGER NOT NULL, tasks TEXT NOT NULL, PRIMARY KEY (round, client_id));
+    bytes INTEGER NOT NULL, tasks TEXT NOT NULL, trained_round INTEGER NOT NULL, PRIMARY KEY (round, client_id));
 CREATE TABLE IF NOT EXISTS evaluations (
     version INTEGER NOT NULL, client_id TEXT NOT NULL, task TEXT NOT NULL, at REAL NOT NULL,
     examples INTEGER NOT NULL, loss REAL NOT NULL, metrics TEXT NOT NULL, PRIMARY KEY (version, client_id, task));
 CREATE TABLE IF NOT EXISTS clients (
     client_id TEXT PRIMARY KEY, tasks TEXT NOT NULL, data TEXT NOT NULL,
     first_seen REAL NOT NULL, last_seen REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS refusals (
+    round INTEGER NOT NULL, client_id TEXT NOT NULL, code TEXT NOT NULL, at REAL NOT NULL, count INTEGER NOT NULL,
+    reason TEXT NOT NULL, PRIMARY KEY (round, client_id, code));
+CREATE TABLE IF NOT EXISTS quarantine (
+    client_id TEXT PRIMARY KEY, at REAL NOT NULL, since_round INTEGER NOT NULL, until_version INTEGER NOT NULL,
+    reason TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS plans (digest TEXT PRIMARY KEY, since_version INTEGER NOT NULL, plan TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS events (id INTEGER PRIMARY KEY, at REAL NOT NULL, kind TEXT NOT NULL, detail TEXT NOT NULL);
 """
@@ -40,20 +52,51 @@ class History:
 
     Args:
         path: the file; made with its tables when it is missing.
+        disk: how carefully it is written.
+
+    Raises:
+        sqlite3.DatabaseError: the file is damaged, or no database.
+        ConfigError: it was written by another version of fedmtl.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, disk: Disk = DURABLE) -> None:
         self._lock = threading.Lock()
+        self._fsync = disk.fsync
         self._connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
-        self._connection.row_factory = sqlite3.Row
-        self._connection.execute("PRAGMA journal_mode=WAL")
-        self._connection.execute("PRAGMA synchronous=NORMAL")
-        self._connection.executescript(SCHEMA)
+        try:
+            self._connection.row_factory = sqlite3.Row
+            self._connection.execute("PRAGMA journal_mode=WAL")
+            self._connection.execute(f"PRAGMA synchronous={'NORMAL' if disk.fsync else 'OFF'}")
+            self._connection.executescript(SCHEMA)
+            self._require_format(path)
+        except (sqlite3.Error, ConfigError):
+            self._connection.close()
+            raise
+
+    def _require_format(self, path: Path) -> None:
+        [(found,)] = self._read("PRAGMA user_version")
+        if not found and not self._read("SELECT key FROM run LIMIT 1"):
+            self._connection.execute(f"PRAGMA user_version = {FORMAT}")
+        elif found != FORMAT:
+            raise ConfigError(
+                f"{path} is of another version of fedmtl (its format is {found}, this one reads {FORMAT}): "
+                "finish the run with the version that began it"
+            )
 
     def close(self) -> None:
         """Let the file go."""
         with self._lock:
             self._connection.close()
+
+    def check(self) -> None:
+        """Read the whole file and compare what its parts say of each other.
+
+        Raises:
+            sqlite3.DatabaseError: it is damaged.
+        """
+        [found] = self._read("PRAGMA quick_check(1)")
+        if found[0] != "ok":
+            raise sqlite3.DatabaseError(str(found[0]))
 
     # --- writing
 
@@ -70,11 +113,20 @@ class History:
             *(client_id, json.dumps(tasks), json.dumps(dict(data)), now, now),
         )
 
-    def record_update(self, round_id: int, client_id: str, digest: str, nbytes: int, tasks: Mapping[str, Any]) -> None:
-        """An update was accepted."""
+    def record_update(
+        self,
+        round_id: int,
+        client_id: str,
+        digest: str,
+        nbytes: int,
+        tasks: Mapping[str, Any],
+        trained_round: int | None = None,
+    ) -> None:
+        """An update was accepted into a round; it may have been trained for an earlier one."""
+        trained = round_id if trained_round is None else trained_round
         self._write(
-            "INSERT OR REPLACE INTO updates VALUES (?, ?, ?, ?, ?, ?)",
-            *(round_id, client_id, time.time(), digest, nbytes, json.dumps(dict(tasks))),
+            "INSERT OR REPLACE INTO updates VALUES (?, ?, ?, ?, ?, ?, ?)",
+            *(round_id, client_id, time.time(), digest, nbytes, json.dumps(dict(tasks)), trained),
         )
 
     def record_evaluation(
@@ -90,7 +142,8 @@ class History:
         """A version is on disk; its plan is kept when it is new. One transaction, on disk when this returns."""
         with self._lock:
             # The spool and older versions are removed after this, so it must outlive a crash of the machine.
-            self._connection.execute("PRAGMA synchronous=FULL")
+            if self._fsync:
+                self._connection.execute("PRAGMA synchronous=FULL")
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 self._connection.execute(
@@ -105,7 +158,8 @@ class History:
                 self._connection.execute("ROLLBACK")
                 raise
             finally:
-                self._connection.execute("PRAGMA synchronous=NORMAL")
+                if self._fsync:
+                    self._connection.execute("PRAGMA synchronous=NORMAL")
 
     def record_round(
         self,
@@ -130,6 +184,38 @@ class History:
         """Something happened that a person may want to read; numbers ascend."""
         self._write("INSERT INTO events VALUES (?, ?, ?, ?)", number, time.time(), kind, json.dumps(dict(detail)))
 
+    def record_refusal(self, round_id: int, client_id: str, code: str, reason: str) -> None:
+        """Something of a client was refused by name, in this round."""
+        self._write(
+            "INSERT INTO refusals VALUES (?, ?, ?, ?, 1, ?) ON CONFLICT (round, client_id, code) DO UPDATE SET "
+            "count = count + 1, at = excluded.at, reason = excluded.reason",
+            *(round_id, client_id, code, time.time(), reason),
+        )
+
+    def record_quarantine(self, client_id: str, since_round: int, until_version: int, reason: str) -> None:
+        """A client is left out before this version; 0: not any more. What it did in rounds before counts no more."""
+        self._write(
+            "INSERT OR REPLACE INTO quarantine VALUES (?, ?, ?, ?, ?)",
+            *(client_id, time.time(), since_round, until_version, reason),
+        )
+
+    def rewind(self, version: int) -> None:
+        """Forget everything after a version: its file is the newest that is whole. One transaction."""
+        with self._lock:
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                for table, column in (
+                    *(("commits", "version"), ("rounds", "round"), ("updates", "round"), ("evaluations", "version")),
+                    *(("plans", "since_version"), ("refusals", "round")),
+                ):
+                    # Of the tables' names none comes from outside.
+                    self._connection.execute(f"DELETE FROM {table} WHERE {column} > ?", (version,))  # noqa: S608
+                self._connection.execute("DELETE FROM run WHERE key = 'finished'")
+                self._connection.execute("COMMIT")
+            except sqlite3.Error:
+                self._connection.execute("ROLLBACK")
+                raise
+
     # --- reading
 
     def get(self, key: str) -> Any:  # noqa: ANN401  # JSON
@@ -148,6 +234,10 @@ class History:
         rows = self._read("SELECT * FROM commits WHERE version = ?", version)
         return dict(rows[0]) if rows else None
 
+    def commits(self) -> list[dict[str, Any]]:
+        """Every committed version, ascending; files of old ones may be gone."""
+        return [dict(row) for row in self._read("SELECT * FROM commits ORDER BY version")]
+
     def rounds(self) -> list[dict[str, Any]]:
         """Every finished round, ascending."""
         return [_decoded(row, "phases", "cohort") for row in self._read("SELECT * FROM rounds ORDER BY round")]
@@ -159,6 +249,19 @@ class History:
         else:
             rows = self._read("SELECT * FROM updates WHERE round = ? ORDER BY client_id", round_id)
         return [_decoded(row, "tasks") for row in rows]
+
+    def counted(self) -> dict[str, int]:
+        """Client id to the newest round for which it trained an update that was accepted."""
+        rows = self._read("SELECT client_id, max(trained_round) AS round FROM updates GROUP BY client_id")
+        return {row["client_id"]: row["round"] for row in rows}
+
+    def refusals(self) -> list[dict[str, Any]]:
+        """What was refused: a row per round, client and code, the newest last."""
+        return [dict(row) for row in self._read("SELECT * FROM refusals ORDER BY at")]
+
+    def quarantines(self) -> list[dict[str, Any]]:
+        """Every client that ever was in quarantine, with what it was last told."""
+        return [dict(row) for row in self._read("SELECT * FROM quarantine ORDER BY client_id")]
 
     def evaluations(self) -> list[dict[str, Any]]:
         """Every evaluation by every client."""

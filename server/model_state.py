@@ -1,7 +1,7 @@
 """The model as the server holds it: one value per server-held slot, and its encoded form.
 
 Encoding is a view of the value plus a checksum, made once per version; the same buffers go to every
-client. Memory is one model: while a round is folded, slot after slot moves to its next value.
+client. Memory is one model, and while a round is folded the next value of every slot that moves beside it.
 """
 
 from __future__ import annotations
@@ -76,14 +76,18 @@ class ModelState:
         return [self.encoded(slot.id) for slot in slice_.travelling]
 
     def advance(self, step: Callable[[Slot, Tensor], Tensor]) -> None:
-        """Move to the next version, slot after slot; a slot for which `step` returns its value stays.
+        """Move to the next version; a slot for which `step` returns its value stays.
 
-        Old values are let go as soon as they are replaced, so that memory grows by one slot only.
+        All slots move or none: when `step` raises, version and values are what they were. So the next values are
+        held beside the old ones until the last is there, at most one more model in memory.
         """
+        moved: dict[str, Tensor] = {}
         for slot in self.plan.slots:
             if slot.id in self._values:
                 value = step(slot, self._values[slot.id])
                 if value is not self._values[slot.id]:
-                    self._encoded.pop(slot.id, None)
-                    self._values[slot.id] = value
+                    moved[slot.id] = value
+        for slot_id, value in moved.items():
+            self._encoded.pop(slot_id, None)
+            self._values[slot_id] = value
         self.version += 1

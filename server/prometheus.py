@@ -81,7 +81,7 @@ class FederationCollector(Collector):
         yield InfoMetricFamily("fedmtl_run", "The run.", value=about)
         states = dict.fromkeys(STATES, 0) | {federation.state: 1}
         yield _gauges("fedmtl_state", "State of the run: 1 for the one that holds.", "state", states)
-        reasons = dict.fromkeys(sorted(federation.pause_reasons), 1)
+        reasons: dict[str, float] = dict.fromkeys(sorted(federation.decisions.pauses), 1)
         yield _gauges("fedmtl_paused", "Why the run is paused: 1 for each reason.", "reason", reasons)
         yield GaugeMetricFamily("fedmtl_round", "Rounds completed.", value=federation.model.version)
         yield GaugeMetricFamily("fedmtl_target_rounds", "Rounds wanted.", value=federation.config.run.rounds)
@@ -94,6 +94,11 @@ class FederationCollector(Collector):
         yield _counters("fedmtl_bytes", "Bytes of frames.", "direction", traffic)
         yield _counters(
             "fedmtl_refused", "Messages and updates refused.", "code", dict(sorted(federation.refusals.items()))
+        )
+        version, quarantine = federation.decisions.version, federation.decisions.quarantine
+        held = sum(quarantine.holds(client_id, version) for client_id in federation.participants)
+        yield GaugeMetricFamily(
+            "fedmtl_clients_quarantined", "Known clients that are left out for a while.", value=held
         )
         spooled = bytes_below(federation.directory.spool)
         yield GaugeMetricFamily("fedmtl_spool_bytes", "Updates on disk that no committed version holds.", value=spooled)

@@ -61,5 +61,7 @@ class Participant:
     last_seen: float = 0.0
     bytes_down: int = 0
     bytes_up: int = 0
-    refused: int = 0
+    #: Code to how often something of this client was refused by that name.
+    refusals: dict[str, int] = field(default_factory=dict)
+    last_refusal: str = ""
     progress: str = ""

@@ -16,7 +16,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, Final
@@ -26,7 +25,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from common.durable import DURABLE, Disk
 from common.errors import ConfigError, PlanError
+from common.failpoints import failpoint
 from common.plan import SharingPlan
 from server.model_state import ModelState
 
@@ -38,30 +39,45 @@ METADATA_KEY: Final = "fedmtl"
 class RunDirectory:
     """One run's folder, held by one server at a time.
 
+    A run exists from the moment at which its database does: that is made last, complete with version 0, under a
+    temporary name. What a server that was killed earlier has left behind is written over by the next one.
+
     Args:
         path: the folder; made when it is missing.
         resume: go on with what is there, instead of refusing a folder that holds a run.
+        disk: how carefully files are written.
+
+    Attributes:
+        holds_run: whether there is a run to go on with; with `resume` and without a run, at least its
+            configuration is there.
 
     Raises:
-        ConfigError: the folder holds a run and `resume` is off, holds none and `resume` is on, or
-            another server is using it.
+        ConfigError: the folder holds a run and `resume` is off, holds none and `resume` is on, can't be
+            made, or another server is using it.
     """
 
-    def __init__(self, path: Path, *, resume: bool = False) -> None:
+    def __init__(self, path: Path, *, resume: bool = False, disk: Disk = DURABLE) -> None:
         self.path = path.resolve()
-        held = (self.path / "run.db").exists()
-        if held and not resume:
-            raise ConfigError(f"{path} holds a run already: go on with --resume, or choose another run directory")
-        if resume and not held:
+        self.disk = disk
+        if resume and not (self.database.exists() or self.config.exists()):
             raise ConfigError(f"{path} holds no run to resume (there is no run.db)")
-        for folder in (self.path, self.models, self.spool, self.family):
-            folder.mkdir(parents=True, exist_ok=True)
-        self._lock: IO[str] = (self.path / "lock").open("w")
+        try:
+            for folder in (self.path, self.models, self.spool, self.family):
+                folder.mkdir(parents=True, exist_ok=True)
+            self._lock: IO[str] = (self.path / "lock").open("w")
+        except OSError as error:
+            raise ConfigError(f"the run directory {path} can't be used: {error}; choose another") from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             self._lock.close()
             raise ConfigError(f"{path} is in use by another server process") from error
+        # Only now: the server that held the folder may have made its database meanwhile.
+        self.holds_run = self.database.exists()
+        if self.holds_run and not resume:
+            self._lock.close()
+            raise ConfigError(f"{path} holds a run already: go on with --resume, or choose another run directory")
+        failpoint("start.directory_made")
 
     @property
     def models(self) -> Path:
@@ -83,17 +99,29 @@ class RunDirectory:
         """The history's file."""
         return self.path / "run.db"
 
+    @property
+    def config(self) -> Path:
+        """The configuration as resolved."""
+        return self.path / "config.yaml"
+
+    @property
+    def address(self) -> Path:
+        """Where the server listens while it runs, for the operator's commands."""
+        return self.path / "server.json"
+
     def close(self) -> None:
         """Let the folder go."""
         self._lock.close()
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Keep the configuration as resolved."""
-        write_durably(self.path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False).encode())
+        self.disk.replace(self.config, yaml.safe_dump(dict(config), sort_keys=False).encode())
+        failpoint("start.config_written")
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Replace summary.json."""
-        write_durably(self.path / "summary.json", json.dumps(dict(summary), indent=1).encode() + b"\n")
+        self.disk.replace(self.path / "summary.json", json.dumps(dict(summary), indent=1).encode() + b"\n")
+        failpoint("summary.written")
 
     def version_path(self, version: int) -> Path:
         """Where a committed version lies."""
@@ -108,46 +136,65 @@ class RunDirectory:
         path = self.version_path(model.version)
         temporary = path.with_suffix(".tmp")
         # One key: safetensors writes several in an order of chance, and equal models are to have equal files.
-        about = {"version": model.version, "plan": model.plan.to_dict()}
+        about = {
+            "version": model.version,
+            "plan": model.plan.to_dict(),
+            "digest": model.plan.digest,
+            "checksums": {slot: model.encoded(slot).header.checksum for slot in model.values},
+        }
         save_file(_unshared(model.values), temporary, metadata={METADATA_KEY: json.dumps(about, sort_keys=True)})
+        failpoint("commit.written")
         digest = sha256_of(temporary)
-        _sync_file(temporary)
-        temporary.rename(path)
-        _sync_folder(self.models)
+        self.disk.sync_file(temporary)
+        failpoint("commit.synced")
+        temporary.replace(path)
+        failpoint("commit.renamed")
+        self.disk.sync_folder(self.models)
         return digest
 
     def prune(self, keep: int) -> None:
         """Remove committed versions but the first and the newest `keep`; after the newest is in the history."""
         for old in self.versions()[1:-keep]:
             self.version_path(old).unlink()
+        failpoint("commit.pruned")
 
     def versions(self) -> list[int]:
         """The committed versions on disk, ascending."""
         return sorted(int(path.stem.removeprefix("round-")) for path in self.models.glob("round-*.safetensors"))
 
     def load(self, version: int) -> ModelState:
-        """Read a committed version back.
-
-        Raises:
-            ConfigError: there is no such version, or the file is not one.
-        """
+        """Read a committed version back; see `load_version`."""
         return load_version(self.version_path(version))
 
 
+class DamagedVersion(ConfigError):
+    """A version's file is missing, torn or altered."""
+
+
 def load_version(path: Path) -> ModelState:
-    """Read a committed version from its file.
+    """Read a committed version from its file, and compare every tensor with its checksum.
+
+    Returns:
+        the model, already encoded for the wire: that is where the checksums come from.
 
     Raises:
-        ConfigError: there is no such file, or it is no committed version.
+        DamagedVersion: there is no such file, or it is not what was committed.
     """
     try:
         with safe_open(path, framework="pt") as file:
             about = json.loads((file.metadata() or {})[METADATA_KEY])
             plan = SharingPlan.from_dict(about["plan"])
             values = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
-            return ModelState(plan, values, int(about["version"]))
+            model = ModelState(plan, values, int(about["version"]))
+            checksums, digest = dict(about["checksums"]), str(about["digest"])
     except (OSError, KeyError, TypeError, ValueError, SafetensorError, PlanError) as error:
-        raise ConfigError(f"{path} is not a committed version of a model: {error}") from error
+        raise DamagedVersion(f"{path} is not a committed version of a model: {error}") from error
+    model.encode()
+    if altered := [slot for slot in values if model.encoded(slot).header.checksum != checksums.get(slot)]:
+        raise DamagedVersion(f"{path} is damaged: slot {altered[0]!r} does not have its checksum")
+    if plan.digest != digest:
+        raise DamagedVersion(f"{path} is damaged: its plan does not have its digest")
+    return model
 
 
 def _unshared(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -161,15 +208,6 @@ def _unshared(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return result
 
 
-def write_durably(path: Path, content: bytes) -> None:
-    """Replace a small file so that after a crash either the old or the new content is there, whole."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(content)
-    _sync_file(temporary)
-    temporary.rename(path)
-    _sync_folder(path.parent)
-
-
 def sha256_of(path: Path) -> str:
     """Hex SHA-256 of a file, read in blocks."""
     digest = hashlib.sha256()
@@ -177,16 +215,3 @@ def sha256_of(path: Path) -> str:
         while block := file.read(HASH_BLOCK):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _sync_file(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -11,34 +11,30 @@ import socket
 import sys
 from collections.abc import Iterator, Mapping
 from datetime import datetime
-from functools import partial, reduce
-from operator import getitem
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import uvicorn
 from websockets.exceptions import InvalidState
 
-from common.config_file import read_yaml
+from common import failpoints
+from common.durable import Disk
 from common.errors import EXIT_OK, EXIT_RUN_FAILED, ConfigError
 from common.event_loop import loop_factory
-from common.families import build_family, family_from_description
-from common.families.base import Family
-from common.families.saved import read_family, write_family
+from common.failpoints import failpoint
 from common.log_context import set_log_context
 from common.plan_diff import describe
 from common.seeds import derive_seed
 from common.tasks import TaskSpec
 from server.app import create_app
-from server.cohort import sample_cohort
-from server.config import Config, LoadedConfig, resolve_config
-from server.coordinator import Coordinator, Rules
+from server.cohort import Cohort, sample_cohort
+from server.config import Config, LoadedConfig
+from server.coordinator import Coordinator
 from server.federation import Federation
-from server.history import History
-from server.model_state import ModelState
 from server.round import Quorum
+from server.rules import Rules
 from server.run_directory import RunDirectory
-from server.strategy import initial_plan
+from server.start import Start, begin, go_on
 
 log = logging.getLogger("fedmtl.server")
 #: Bytes of a frame beside its payload: header, names, checksum.
@@ -77,30 +73,34 @@ def serve(loaded: LoadedConfig, run_dir: Path | None, *, resume: bool) -> int:
     """
     config = loaded.config
     run_id = config.run.name or f"{datetime.now():%Y%m%d-%H%M%S}-{derive_seed(config.run.seed, 'run') % 0xFFFF:04x}"
+    if failpoints.armed():
+        log.warning("failure points are armed, for a test: %s", failpoints.armed())
     listener = _listen(config)
     with contextlib.ExitStack() as stack:
         stack.callback(listener.close)
-        directory = RunDirectory(run_dir or config.run.dir or Path("runs") / run_id, resume=resume)
+        path = run_dir or config.run.dir or Path("runs") / run_id
+        directory = RunDirectory(path, resume=resume, disk=Disk(config.run.fsync))
         stack.callback(directory.close)
-        family = _family_of(loaded, directory, resume=resume)
-        history = History(directory.database)
-        stack.callback(history.close)
-        model, run_id = _model_of(config, family, directory, history, run_id, resume=resume)
-        set_log_context(run_id=run_id)
-        log.info("model\n%s", family.summary().table())
-        log.info("sharing plan\n%s", describe(model.plan))
+        try:
+            # A server that was killed before it had a run to resume has left the configuration to begin it with.
+            start = go_on(loaded, directory) if directory.holds_run else begin(loaded, directory, run_id)
+        except OSError as error:
+            raise ConfigError(f"the run directory {directory.path} can't be written: {error}") from error
+        stack.callback(start.history.close)
+        set_log_context(run_id=start.run_id)
+        if start.finished:
+            log.info("the run is finished: all %d rounds are done (raise run.rounds to go on)", start.model.version)
+            return EXIT_OK
+        log.info("model\n%s", start.family.summary().table())
+        log.info("sharing plan\n%s", describe(start.model.plan))
         for name, spec in loaded.specs.items():
             log.info("task %s: %s, rows from %s", name, spec.kind, spec.source)
-        directory.write_config(resolved(loaded))
-        if not resume:
-            write_family(family.describe(), family.assets(), directory.family)
-        run = partial(_run, config, loaded.specs, family, model, directory, history, run_id, listener)
         # What start-up made (torch, transformers: hundreds of thousands of objects) stays to the end. Looking through
         # all of it in every full collection took a large part of the server's busy time.
         gc.collect()
         gc.freeze()
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
-            return runner.run(run())
+            return runner.run(_run(config, loaded.specs, start, directory, listener))
 
 
 def _listen(config: Config) -> socket.socket:
@@ -116,69 +116,19 @@ def _listen(config: Config) -> socket.socket:
         ) from error
 
 
-def _family_of(loaded: LoadedConfig, directory: RunDirectory, *, resume: bool) -> Family:
-    """The model family; of a resumed run as it was kept, without the encoder's original files."""
-    if not resume:
-        return build_family(loaded.config.model, loaded.specs, base_dir=loaded.base_dir)
-    require_same_run(loaded, directory.path / "config.yaml")
-    description, assets = read_family(directory.family)
-    return family_from_description(description, assets, loaded.specs)
-
-
-def _model_of(
-    config: Config, family: Family, directory: RunDirectory, history: History, run_id: str, *, resume: bool
-) -> tuple[ModelState, str]:
-    """The version to start from and the run's id."""
-    if not resume:
-        plan = initial_plan(config.federation.mode, family.blueprint())
-        history.set("run_id", run_id)
-        return ModelState.initial(plan, family.initial_values(config.run.seed)), run_id
-    version = history.last_commit()
-    if version is None:
-        raise ConfigError(f"{directory.path}: the run was never committed, so there is nothing to resume")
-    log.info("resuming from version %d", version)
-    return directory.load(version), str(history.get("run_id"))
-
-
-def resolved(loaded: LoadedConfig) -> dict[str, Any]:
-    """The configuration as plain data that loads again."""
-    resolved = loaded.config.model_dump(mode="json")
-    # Without the name, which is the key: the file is a configuration that loads again, for --resume and export.
-    resolved["tasks"] = {name: spec.model_dump(mode="json", exclude={"name"}) for name, spec in loaded.specs.items()}
-    return resolved
-
-
-def require_same_run(loaded: LoadedConfig, kept: Path) -> None:
-    """Refuse to resume with a configuration that makes another run of it: what would be ignored, or mix two runs.
-
-    Args:
-        loaded: the configuration to go on with.
-        kept: the run directory's config.yaml.
-
-    Raises:
-        ConfigError: naming the keys that differ.
-    """
-    before, now = resolved(resolve_config(read_yaml(kept), str(kept), kept.parent)), resolved(loaded)
-    fixed = (("model",), ("tasks",), ("federation", "mode"), ("run", "seed"))
-    differ = [".".join(path) for path in fixed if reduce(getitem, path, before) != reduce(getitem, path, now)]
-    if differ:
-        raise ConfigError(
-            f"{loaded.source}: {', '.join(differ)}: not what the run in {kept.parent} was begun with, and no run can "
-            "change it on the way; leave --config out to go on with the run's own configuration, or start a new run"
-        )
-
-
 def _decisions(config: Config, specs: Mapping[str, TaskSpec], version: int) -> Coordinator:
     rules = config.federation
 
-    def sample(connected: frozenset[str], round_id: int) -> frozenset[str]:
-        return sample_cohort(
+    def sample(connected: frozenset[str], round_id: int) -> Cohort:
+        cohort = sample_cohort(
             connected,
             seed=config.run.seed,
             round_id=round_id,
             fraction=rules.cohort.fraction,
             count=rules.cohort.count,
+            over_selection=rules.cohort.over_selection,
         )
+        return Cohort(cohort.clients, rules.buffer.size) if rules.late_updates == "async" else cohort
 
     return Coordinator(
         Rules(
@@ -191,8 +141,13 @@ def _decisions(config: Config, specs: Mapping[str, TaskSpec], version: int) -> C
             grace_s=rules.rejoin_grace_s,
             gather_timeout_s=rules.rejoin_timeout_s,
             max_attempts=rules.max_attempts,
+            lost_quorum=rules.on_lost_quorum,
             evaluate=rules.evaluate,
             evaluate_every=rules.evaluate_every,
+            screen=rules.screening.max_norm_ratio is not None,
+            max_staleness=rules.buffer.max_staleness if rules.late_updates == "async" else None,
+            quarantine_after=rules.screening.quarantine_after,
+            quarantine_rounds=rules.screening.quarantine_rounds,
         ),
         sample,
         version,
@@ -200,28 +155,23 @@ def _decisions(config: Config, specs: Mapping[str, TaskSpec], version: int) -> C
 
 
 async def _run(
-    config: Config,
-    specs: Mapping[str, TaskSpec],
-    family: Family,
-    model: ModelState,
-    directory: RunDirectory,
-    history: History,
-    run_id: str,
-    listener: socket.socket,
+    config: Config, specs: Mapping[str, TaskSpec], start: Start, directory: RunDirectory, listener: socket.socket
 ) -> int:
-    decisions = _decisions(config, specs, model.version)
-    federation = Federation(config, specs, family, model, directory, history, run_id, decisions)
-    await federation.begin_run()
+    federation = Federation(config, specs, start, directory, _decisions(config, specs, start.model.version))
     web = _Web(_web_config(config, federation))
     serving = asyncio.create_task(web.serve(sockets=[listener]))
     loop = asyncio.get_running_loop()
     measuring = loop.create_task(federation.measures.loop_lag.measure())
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, federation.stop, f"received {number.name}")
+    # Listening comes first: whoever asks while a run is being restored hears that it is not ready yet.
     await web.listening(serving)
+    failpoint("start.listening")
     host, port = listener.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
-    sys.stdout.write(f"ready url=http://{shown}:{port} run_dir={directory.path}\n")
+    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    await federation.restore(url)
+    failpoint("start.restored")
+    sys.stdout.write(f"ready url={url} run_dir={directory.path}\n")
     sys.stdout.flush()
     outcome = await federation.run()
     await federation.drained(config.server.limits.silence_s)

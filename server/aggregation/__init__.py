@@ -2,36 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
-from typing import Final
-
-from common.errors import ConfigError
 from server.aggregation.base import Aggregator, Delta, SlotUpdate
+from server.aggregation.blocks import BlockPool
+from server.aggregation.choice import AggregatorChoice, build_aggregator
+from server.aggregation.config import AggregationConfig
+from server.aggregation.coordinate_median import CoordinateMedian
 from server.aggregation.deltas import DenseDelta, RowsDelta
+from server.aggregation.geometric_median import GeometricMedian
+from server.aggregation.krum import Krum
+from server.aggregation.multi_krum import MultiKrum
+from server.aggregation.norm_clipping import NormClipping
+from server.aggregation.trimmed_mean import TrimmedMean
 from server.aggregation.weighted_sum import WeightedSum
 
-AGGREGATORS: Final[Mapping[str, Callable[[], Aggregator]]] = MappingProxyType({"weighted_sum": WeightedSum})
-
-
-def build_aggregator(name: str = "weighted_sum") -> Aggregator:
-    """The aggregator of that name.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    if name not in AGGREGATORS:
-        raise ConfigError(f"aggregator {name!r} is not known; allowed are {sorted(AGGREGATORS)}")
-    return AGGREGATORS[name]()
-
-
 __all__ = [
-    "AGGREGATORS",
+    "AggregationConfig",
     "Aggregator",
+    "AggregatorChoice",
+    "BlockPool",
+    "CoordinateMedian",
     "Delta",
     "DenseDelta",
+    "GeometricMedian",
+    "Krum",
+    "MultiKrum",
+    "NormClipping",
     "RowsDelta",
     "SlotUpdate",
+    "TrimmedMean",
     "WeightedSum",
     "build_aggregator",
 ]

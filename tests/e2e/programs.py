@@ -25,6 +25,8 @@ from unittest.mock import patch
 
 import yaml
 
+from common import failpoints
+
 ROOT: Final = Path(__file__).resolve().parents[2]
 #: Generous, as the machine may be busy; a test that passes does not wait for it.
 PATIENCE_S: Final = 90.0
@@ -61,19 +63,34 @@ def start_fork_server() -> None:
         multiprocessing.forkserver.ensure_running()
 
 
-def _become(module: str, arguments: Sequence[str], stdout: Connection, log: str) -> None:
-    """Be ``python -m MODULE ARGUMENTS`` in a forked process."""
+def _become(
+    module: str, arguments: Sequence[str], stdout: Connection, log: str, environment: Mapping[str, str]
+) -> None:
+    """Be ``python -m MODULE ARGUMENTS`` in a forked process, which has the fork server's environment and this."""
     os.dup2(stdout.fileno(), 1)
     stdout.close()
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 2)
+    os.environ.update(environment)
+    # Armed from the environment when the module was imported, which the fork server did long ago.
+    failpoints.arm(os.environ.get(failpoints.VARIABLE, ""))
     importlib.import_module(f"{module}.__main__").app(list(arguments), prog_name=f"python -m {module}")
 
 
 class Program:
-    """One running program; its standard error is a file, its standard output a pipe."""
+    """One running program; its standard error is a file, its standard output a pipe.
 
-    def __init__(self, module: str, arguments: Sequence[str], log: Path, *, as_command: bool) -> None:
+    Args:
+        module: ``server`` or ``client``.
+        arguments: of its command line.
+        log: where its standard error goes.
+        as_command: start it from nothing, not forked.
+        environment: environment variables beside those of this process (or of the fork server).
+    """
+
+    def __init__(
+        self, module: str, arguments: Sequence[str], log: Path, *, as_command: bool, environment: Mapping[str, str]
+    ) -> None:
         self.name = log.stem
         self._log = log
         self._said = b""
@@ -85,14 +102,15 @@ class Program:
                 self._process = self._command = subprocess.Popen(
                     [sys.executable, "-m", module, *arguments],
                     cwd=ROOT,
-                    env={**os.environ, **ENVIRONMENT},
+                    env={**os.environ, **ENVIRONMENT, **environment},
                     stdin=subprocess.DEVNULL,
                     stdout=writer.fileno(),
                     stderr=errors,
                 )
         else:
             context = multiprocessing.get_context("forkserver")
-            self._fork = context.Process(target=_become, args=(module, list(arguments), writer, str(log)), daemon=True)
+            told = (module, list(arguments), writer, str(log), dict(environment))
+            self._fork = context.Process(target=_become, args=told, daemon=True)
             self._fork.start()
             self._process = self._fork
         writer.close()
@@ -175,8 +193,10 @@ class Server(Program):
 class Programs:
     """Everything that one test started; `end` leaves nothing behind.
 
+    Each takes a `failpoint` to arm, as ``NAME=ACTION[@N]`` (`common.failpoints`), and further environment variables.
+
     Args:
-        folder: for logs, configurations and run directories.
+        folder: for logs, configurations, run directories and what clients keep.
         as_commands: start each program as ``python -m ...``, not forked.
     """
 
@@ -185,14 +205,28 @@ class Programs:
         self.as_commands = as_commands
         self._started: list[Program] = []
 
-    def command(self, module: str, *arguments: str) -> Program:
+    def command(
+        self, module: str, *arguments: str, failpoint: str = "", environment: Mapping[str, str] | None = None
+    ) -> Program:
         """Start ``python -m MODULE ARGUMENTS``."""
-        program = Program(module, arguments, self._log(module), as_command=self.as_commands)
+        program = Program(
+            module,
+            arguments,
+            self._log(module),
+            as_command=self.as_commands,
+            environment=self._environment(failpoint, environment),
+        )
         self._started.append(program)
         return program
 
     def server(
-        self, config: Mapping[str, Any] | None, *arguments: str, run_dir: Path | None = None, ready: bool = True
+        self,
+        config: Mapping[str, Any] | None,
+        *arguments: str,
+        run_dir: Path | None = None,
+        ready: bool = True,
+        failpoint: str = "",
+        environment: Mapping[str, str] | None = None,
     ) -> Server:
         """Start a server on any free port and wait until it is ready.
 
@@ -201,19 +235,40 @@ class Programs:
             arguments: further ones.
             run_dir: default ``run`` in the test's folder.
             ready: False returns at once.
+            failpoint: armed in it.
+            environment: further environment variables.
         """
         words = [*arguments, "--run-dir", str(run_dir or self.folder / "run")]
         if config is not None:
             words += ["--config", str(self.write_config(config))]
-        server = Server("server", words, self._log("server"), as_command=self.as_commands)
+        server = Server(
+            "server",
+            words,
+            self._log("server"),
+            as_command=self.as_commands,
+            environment=self._environment(failpoint, environment),
+        )
         self._started.append(server)
         if ready:
             server.await_ready()
         return server
 
-    def client(self, server: Server, client_id: str, *arguments: str) -> Program:
+    def client(
+        self,
+        server: Server,
+        client_id: str,
+        *arguments: str,
+        failpoint: str = "",
+        environment: Mapping[str, str] | None = None,
+    ) -> Program:
         """Start a client of a server."""
-        return self.command("client", "--client-id", client_id, "--server", server.address, *arguments)
+        words = ("--client-id", client_id, "--server", server.address, *arguments)
+        return self.command("client", *words, failpoint=failpoint, environment=environment)
+
+    @property
+    def state_dir(self) -> Path:
+        """What the clients keep on disk."""
+        return self.folder / "state"
 
     def write_config(self, config: Mapping[str, Any]) -> Path:
         """Write a configuration file; each call makes another."""
@@ -227,6 +282,10 @@ class Programs:
             program.end()
         for program in self._started:
             sys.stdout.write(f"--- {program.name}\n{program.log()}\n")
+
+    def _environment(self, failpoint: str, further: Mapping[str, str] | None) -> dict[str, str]:
+        environment = {"FEDMTL_STATE_DIR": str(self.state_dir), **(further or {})}
+        return {**environment, failpoints.VARIABLE: failpoint} if failpoint else environment
 
     def _log(self, module: str) -> Path:
         return self.folder / f"{len(self._started):02d}-{module}.log"

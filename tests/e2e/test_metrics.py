@@ -73,6 +73,7 @@ def _says_what_is(samples: Samples, server: Server) -> None:
         ("fedmtl_round",): 1,
         ("fedmtl_target_rounds",): 2,
         ("fedmtl_clients_connected",): 2,
+        ("fedmtl_clients_quarantined",): 0,
         ("fedmtl_refused_total", "plan_mismatch"): 1,
         ("fedmtl_updates_accepted_total",): 3,
         ("fedmtl_rounds_repeated_total",): 1,

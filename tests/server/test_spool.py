@@ -9,6 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from common import failpoints
+from common.durable import Disk
 from common.messages import Chunk, UpdateHeader
 from common.stream import StreamReceiver, chunk_frames
 from common.torch_tensors import encode
@@ -169,12 +171,61 @@ def test_nothing_is_written_after_an_update_was_abandoned(tmp_path: Path) -> Non
     assert Spool(tmp_path).load(7) == []
 
 
-def test_a_file_of_another_round_is_dropped(tmp_path: Path) -> None:
-    path = spooled(tmp_path, "c1", 6).path
+def test_a_file_of_a_later_round_is_dropped(tmp_path: Path) -> None:
+    path = spooled(tmp_path, "c1", 8).path
     target = round_folder(tmp_path, 7)
     target.mkdir()
     path.rename(target / path.name)
     assert Spool(tmp_path).load(7) == []
+    assert not path.exists()
+
+
+def test_a_late_update_counts_in_the_round_it_is_committed_for(tmp_path: Path) -> None:
+    writer = SpoolWriter(tmp_path, header(5), "late")
+    fill(writer, header(5))
+    spool = Spool(tmp_path)
+    spool.discard(7)  # its round is over while it arrives
+    update = writer.commit(8)
+    assert update.path.parent == round_folder(tmp_path, 8)
+    assert_deltas(update)
+    spool.discard(7)
+    assert [path.name for path in tmp_path.iterdir()] == ["round-00008"]
+    [loaded] = Spool(tmp_path).load(8, verify=True)
+    assert (loaded.client_id, loaded.header.round) == ("late", 5)
+
+
+def test_without_fsync_nothing_waits_for_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(_descriptor: int) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(os, "fsync", never)
+    writer = SpoolWriter(tmp_path, header(), "c1", Disk(fsync=False))
+    fill(writer, header())
+    update = writer.commit()
+    assert_deltas(update)
+    Spool(tmp_path, Disk(fsync=False)).drop(update)
+
+
+@pytest.mark.parametrize("point", ["spool.written", "spool.synced"])
+def test_a_disk_that_is_full_before_the_rename_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str
+) -> None:
+    monkeypatch.setenv(failpoints.WHILE_VARIABLE, str(tmp_path))
+    failpoints.arm(f"{point}=enospc")
+    try:
+        with pytest.raises(OSError, match="No space"):
+            spooled(tmp_path)
+        assert list(round_folder(tmp_path, 7).iterdir()) == []
+    finally:
+        failpoints.arm("")
+    spooled(tmp_path)
+
+
+def test_a_restart_removes_what_was_on_its_way_into_any_round(tmp_path: Path) -> None:
+    for round_number in (5, 7):
+        fill(SpoolWriter(tmp_path, header(round_number), "c1"), header(round_number))
+    Spool(tmp_path).load(7)
+    assert list(tmp_path.rglob("*.partial")) == []
 
 
 def test_discard_removes_the_rounds_up_to_one(tmp_path: Path) -> None:
@@ -185,6 +236,13 @@ def test_discard_removes_the_rounds_up_to_one(tmp_path: Path) -> None:
     spool.discard(2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["notes", "round-00003"]
     spool.discard(2)
+
+
+def test_what_was_dropped_does_not_come_back_after_a_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    update, synced = spooled(tmp_path), list[str]()
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.readlink(f"/proc/self/fd/{descriptor}")))
+    Spool(tmp_path).drop(update)
+    assert synced == [str(round_folder(tmp_path, 7))]
 
 
 def test_drop_removes_one_update(tmp_path: Path) -> None:
