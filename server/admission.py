@@ -5,9 +5,17 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from common.errors import ProtocolError, UpdateRejected
-from common.messages import PROTOCOL_VERSION, UpdateHeader
+from common.messages import PROTOCOL_VERSION, Finished, UpdateHeader
 from common.plan import SharingPlan, Slice
 from common.tensors import require_match
+
+
+class RunIsOver(Exception):
+    """A client says hello when there is nothing left to do."""
+
+    def __init__(self, message: Finished) -> None:
+        super().__init__(message.reason)
+        self.message = message
 
 
 def agree_on_protocol(offered: Sequence[int]) -> int:

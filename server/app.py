@@ -55,7 +55,7 @@ def _add_operations(app: FastAPI, federation: Federation) -> None:
     async def ready() -> dict[str, str]:
         if federation.state == "resuming":
             raise HTTPException(503, "the run is being restored")
-        if federation.finished.done():
+        if federation.over:
             raise HTTPException(503, "the run is over")
         return {"status": "ready"}
 
@@ -167,6 +167,6 @@ async def _event_stream(federation: Federation) -> AsyncIterator[str]:
     with federation.feed.listening() as events:
         yield f"event: status\ndata: {json.dumps(status_of(federation))}\n\n"
         # The stream ends with the run: an open one would hold up the server's own end.
-        while not federation.finished.done() or not events.empty():
+        while not federation.over or not events.empty():
             event = await events.get()
             yield f"id: {event['id']}\nevent: {event['kind']}\ndata: {json.dumps(event)}\n\n"

@@ -39,6 +39,7 @@ from common.outbox import Outbox, OutboxFull
 from common.stream import StreamReceiver, asset_frames, chunk_frames
 from common.tensors import EncodedTensor
 from common.wire import decode_frame, encode_frame
+from server.admission import RunIsOver
 from server.link import Link
 from server.spool import SpooledUpdate, SpoolWriter
 
@@ -161,7 +162,13 @@ class Connection:
         message = await self._receive()
         self._link.take(message)
         if isinstance(message, Hello):
-            welcome, assets = self._federation.welcome(self, message)
+            try:
+                welcome, assets = self._federation.welcome(self, message)
+            except RunIsOver as over:
+                await self._transmit(encode_frame(over.message))
+                await self._socket.close(CLOSE_OK)
+                self.said_goodbye = True
+                return
             self._outbox.put(welcome)
             for asset in welcome.assets:
                 if asset.sha256 not in message.assets:

@@ -39,7 +39,7 @@ from common.messages import (
 from common.metrics import Evaluation
 from common.tasks import TaskSpec
 from server import coordination as core
-from server.admission import agree_on_encoding, agree_on_protocol, assign_tasks, check_update
+from server.admission import RunIsOver, agree_on_encoding, agree_on_protocol, assign_tasks, check_update
 from server.aggregation import AggregatorChoice
 from server.config import Config
 from server.connection import Connection
@@ -120,6 +120,9 @@ class Federation:
         self._jobs: set[asyncio.Task[Any]] = set()
         self._failure = ""
         self._empty = asyncio.Event()
+        self._farewell = Finished(state="stopped", reason="the run has not begun", rounds_completed=0)
+        #: Clients that a process before this one did not tell that the run is finished.
+        self._unaware: set[str] = set()
         #: One version at a time is folded and committed, however long a commit waits for room on the disk.
         self._committing = asyncio.Lock()
         self._stopping = threading.Event()
@@ -128,6 +131,11 @@ class Federation:
     def state(self) -> str:
         """Where the run stands: resuming, running, paused, or how it ended."""
         return "paused" if self._progress == "running" and self.decisions.pauses else self._progress
+
+    @property
+    def over(self) -> bool:
+        """Whether the run has ended in this process."""
+        return self._progress not in ("resuming", "running")
 
     def queue_depths(self) -> QueueDepths:
         """What waits now, and for whom."""
@@ -235,14 +243,15 @@ class Federation:
         """Admit a client or raise `ProtocolError` with the reason of the refusal."""
         if self._progress == "resuming":
             raise ProtocolError("busy", "the server is resuming the run; try again in a moment")
+        if self.over:
+            self._unaware.discard(hello.client_id)
+            raise RunIsOver(self._farewell)
         version = agree_on_protocol(hello.protocol)
         up = agree_on_encoding(hello.encodings_up, "encodings_up")
         down = agree_on_encoding(hello.encodings_down, "encodings_down")
         tasks = assign_tasks(hello.client_id, hello.tasks, self.specs)
         if len(self._connections) >= self.config.server.limits.connections:
             raise ProtocolError("busy", f"{len(self._connections)} clients are connected, no more are taken")
-        if self.finished.done():
-            raise ProtocolError("shutting_down", "the run is over")
         if (older := self._connections.get(hello.client_id)) is not None:
             if self.config.server.duplicate_client == "refuse":
                 raise ProtocolError("duplicate_client", f"a client called {hello.client_id!r} is connected already")
@@ -283,7 +292,7 @@ class Federation:
             log.info(
                 "%s %s",
                 connection.client_id,
-                "left" if connection.said_goodbye or self.finished.done() else "lost its connection",
+                "left" if connection.said_goodbye or self.over else "lost its connection",
             )
             self.feed.publish("client_left", {"client_id": connection.client_id})
             self.post(core.Left(connection.client_id, connection.said_goodbye))
@@ -525,7 +534,7 @@ class Federation:
         await self._lane.write(self._commit, current)
 
     def _commit(self, current: OpenRound) -> None:
-        """Make the version durable, in the lane, so that the model does not change meanwhile. Bears being done twice."""
+        """Make the version durable, in the lane, where the model does not change meanwhile. Bears being done twice."""
         began = time.time()
         self.sha256 = self.directory.commit(self.model)
         seconds = time.time() - began
@@ -584,6 +593,7 @@ class Federation:
         if self._failure:
             state, reason = "failed", self._failure
         self._progress = state
+        self._farewell = Finished(state=state, reason=reason[:2000], rounds_completed=self.model.version)
         log.info("run %s: %s", state, reason)
         self.feed.publish("finished", {"state": state, "reason": reason})
         try:
@@ -591,9 +601,8 @@ class Federation:
         except NoRoom as error:
             log.warning("the summary is not up to date: %s", error)
         failpoint("finish.recorded")
-        message = Finished(state=state, reason=reason[:2000], rounds_completed=self.model.version)
         for connection in list(self._connections.values()):
-            connection.send(message)
+            connection.send(self._farewell)
             connection.close()
         failpoint("finish.told")
         if not self.finished.done():
@@ -602,6 +611,8 @@ class Federation:
     def _record_end(self, state: Outcome) -> None:
         if state == "finished":
             self.history.set("finished", self.model.version)
+            # Should this process be killed now, the next one tells them.
+            self.history.set("unaware", sorted(self._connections))
             self._spool.discard(self.model.version)
         self.directory.write_summary(self.summary())
 
@@ -619,6 +630,23 @@ class Federation:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(patience_s):
                     await self._empty.wait()
+        if self._progress == "finished" and not self._connections:
+            self._record(self.history.set, "unaware", [])
+
+    async def say_farewell(self) -> Outcome:
+        """Tell the clients of a finished run that it is over: those that its server could not tell any more."""
+        self._progress = "finished"
+        reason = f"all {self.config.run.rounds} rounds are done"
+        self._farewell = Finished(state="finished", reason=reason, rounds_completed=self.model.version)
+        self._unaware = set(self.history.get("unaware") or ())
+        log.info("the run is finished: %s (raise run.rounds to go on)", reason)
+        patience_s = self.config.federation.rejoin_grace_s
+        until = asyncio.get_running_loop().time() + patience_s
+        while self._unaware and asyncio.get_running_loop().time() < until:
+            await asyncio.sleep(0.1)
+        if self._unaware:
+            log.warning("%s did not come back in %g s to hear it", ", ".join(sorted(self._unaware)), patience_s)
+        return "finished"
 
     def _record(self, write: Callable[..., None], *arguments: Any) -> None:  # noqa: ANN401  # passed on
         self._job(self._lane.write(write, *arguments))

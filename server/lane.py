@@ -21,6 +21,8 @@ Result = TypeVar("Result")
 PROBE_S: Final = 1.0
 #: Room that must be there beside what did not fit.
 SPARE_BYTES: Final = 1 << 20
+#: More than this is not asked for before a write is tried again.
+MOST_WANTED_BYTES: Final = 1 << 33
 _NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -76,6 +78,7 @@ class Lane:
         Raises:
             NoRoom: there was none until `stop_waiting`.
         """
+        wanted = SPARE_BYTES
         while True:
             try:
                 return await self.run(work, *arguments)
@@ -85,7 +88,9 @@ class Lane:
                     raise
                 if self._closing:
                     raise NoRoom(reason) from error
-                self.out_of_room(reason, 0)
+                # How much it needs nobody knows: more than there was room for the last time.
+                self.out_of_room(reason, wanted)
+                wanted = min(2 * wanted, MOST_WANTED_BYTES)
             await self._room.wait()
 
     def out_of_room(self, reason: str, wanted: int) -> None:
@@ -99,7 +104,7 @@ class Lane:
     async def _await_room(self) -> None:
         loop = asyncio.get_running_loop()
         # Not in the lane: reading work goes on there.
-        while not await loop.run_in_executor(None, has_room, self._folder, self._wanted + SPARE_BYTES):
+        while not await loop.run_in_executor(None, has_room, self._folder, self._wanted + SPARE_BYTES):  # noqa: ASYNC110
             await asyncio.sleep(PROBE_S)  # a disk tells nobody when there is room
         self._wanted = 0
         self._room.set()

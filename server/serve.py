@@ -88,9 +88,6 @@ def serve(loaded: LoadedConfig, run_dir: Path | None, *, resume: bool) -> int:
             raise ConfigError(f"the run directory {directory.path} can't be written: {error}") from error
         stack.callback(start.history.close)
         set_log_context(run_id=start.run_id)
-        if start.finished:
-            log.info("the run is finished: all %d rounds are done (raise run.rounds to go on)", start.model.version)
-            return EXIT_OK
         log.info("model\n%s", start.family.summary().table())
         log.info("sharing plan\n%s", describe(start.model.plan))
         for name, spec in loaded.specs.items():
@@ -169,11 +166,12 @@ async def _run(
     failpoint("start.listening")
     host, port = listener.getsockname()[:2]
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-    await federation.restore(url)
+    if not start.finished:
+        await federation.restore(url)
     failpoint("start.restored")
     sys.stdout.write(f"ready url={url} run_dir={directory.path}\n")
     sys.stdout.flush()
-    outcome = await federation.run()
+    outcome = await (federation.say_farewell() if start.finished else federation.run())
     await federation.drained(config.server.limits.silence_s)
     web.should_exit = True
     # uvicorn says goodbye to every connection, and fails on one whose peer is half way through closing it.

@@ -174,10 +174,16 @@ class Server(Program):
 
     def await_ready(self) -> None:
         """Wait until it listens; its address and run directory are known from then on."""
+        assert self.came_up(), f"no ready line:\n{self.log()}"
+
+    def came_up(self) -> bool:
+        """Wait until it listens, or has ended without; says which."""
         words = self.line().split()
-        assert words[:1] == ["ready"], f"no ready line but {words}:\n{self.log()}"
-        fields = dict(word.split("=", 1) for word in words[1:])
-        self.url, self.run_dir = fields["url"], Path(fields["run_dir"])
+        if words:
+            assert words[0] == "ready", words
+            fields = dict(word.split("=", 1) for word in words[1:])
+            self.url, self.run_dir = fields["url"], Path(fields["run_dir"])
+        return bool(words)
 
     @property
     def address(self) -> str:

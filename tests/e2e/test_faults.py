@@ -147,7 +147,7 @@ async def test_a_round_without_quorum_is_tried_again_with_what_came(programs: Pr
 
 
 async def test_a_run_that_cannot_reach_its_quorum_fails_by_name(programs: Programs) -> None:
-    rules = {"min_clients": 1, "round_deadline_s": 0.5, "max_attempts": 2, "evaluate": "none"}
+    rules = {"min_clients": 1, "round_deadline_s": 0.5, "max_attempts": 2, "evaluate": "none", "on_lost_quorum": "fail"}
     server = programs.server(small(["sst2"], federation=rules, training=FOREVER))
     client = programs.client(server, "sst2_client")
     assert await asyncio.to_thread(server.wait) == 3

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from server.cohort import Cohort
 from server.coordination import (
     Acknowledge,
     Aggregate,
@@ -34,16 +35,22 @@ from server.coordination import (
     UpdateArrived,
     UpdateDeclined,
 )
-from server.coordinator import GATHER, Coordinator, Phase, Rules
+from server.coordinator import GATHER, Coordinator, Phase
 from server.round import Quorum
+from server.rules import CohortSampler, Kept, Rules
 
 TASKS = ("a", "b", "c")
 TEN = {"a": 10}
 
 
-def everybody(connected: frozenset[str], round_id: int) -> frozenset[str]:
+def everybody(connected: frozenset[str], round_id: int) -> Cohort:
     del round_id
-    return connected
+    return Cohort(connected)
+
+
+def only_x(connected: frozenset[str], round_id: int) -> Cohort:
+    del round_id
+    return Cohort(connected & {"x"})
 
 
 @dataclass
@@ -51,7 +58,7 @@ class Run:
     """A coordinator, what it commanded, and its timers."""
 
     rules: Rules
-    sample: Callable[[frozenset[str], int], frozenset[str]] = everybody
+    sample: CohortSampler = everybody
     version: int = 0
     commands: list[Command] = field(default_factory=list)
     timers: set[str] = field(default_factory=set)
@@ -89,6 +96,7 @@ class Run:
 def rules(**changes: Any) -> Rules:  # noqa: ANN401  # any field
     """Two rounds, three clients, nobody evaluates, unless said otherwise."""
     given: dict[str, Any] = {"target_rounds": 2, "tasks": frozenset({"a"}), "min_clients": 3, "evaluate": "none"}
+    given["lost_quorum"] = "fail"
     return Rules(**given | changes)
 
 
@@ -118,7 +126,7 @@ def test_a_run_from_the_first_client_to_the_last_version() -> None:
         for client_id in "zxy":
             run.tell(EvaluationArrived(client_id, number - 1))
             done = run.update(client_id, number)
-            assert only(done, Acknowledge) == [Acknowledge(client_id, number, duplicate=False)]
+            assert only(done, Acknowledge) == [Acknowledge(client_id, number, duplicate=False, counts_in=number)]
         (aggregate,) = only(done, Aggregate)
         assert aggregate == Aggregate(number, {"x": TEN, "y": TEN, "z": TEN})
         assert list(aggregate.contributions) == ["x", "y", "z"], "in client order, whoever came first"
@@ -136,17 +144,18 @@ def test_an_update_is_counted_once() -> None:
     run = Run(rules())
     run.join("x", "y", "z")
     run.update("x", 1)
-    assert run.update("x", 1) == [Acknowledge("x", 1, duplicate=True)]
+    assert run.update("x", 1) == [Acknowledge("x", 1, duplicate=True, counts_in=1)]
     run.update("y", 1)
     assert len(only(run.update("z", 1), Aggregate)) == 1
-    assert run.update("z", 1) == [Acknowledge("z", 1, duplicate=True)], "also while it is being folded"
+    assert run.update("z", 1) == [Acknowledge("z", 1, duplicate=True, counts_in=1)], "also while it is being folded"
     run.tell(Aggregated(1))
-    assert only(run.update("z", 1), RefuseUpdate)[0].code == "stale_round"
+    assert run.update("z", 1) == [Acknowledge("z", 1, duplicate=True, counts_in=2)], "and when it is in the model"
+    assert only(run.update("z", 0), RefuseUpdate)[0].code == "stale_round"
     assert only(run.update("z", 7), RefuseUpdate)[0].code == "future_round"
 
 
 def test_what_is_not_asked_is_refused() -> None:
-    run = Run(rules(min_clients=2), sample=lambda connected, _: connected & {"x"})
+    run = Run(rules(min_clients=2), sample=only_x)
     run.join("x", "y")
     assert run.decisions.admission("x", 1)[0] == "wanted"
     assert run.decisions.admission("y", 1)[:2] == ("refused", "not_asked")
@@ -328,7 +337,7 @@ def test_when_clients_come_back_in_time_the_run_goes_on() -> None:
     [("all", "xyz", "xyz", "xyz"), ("cohort", "xyz", "x", "xyz"), ("none", "", "", "")],
 )
 def test_who_evaluates(mode: str, first: str, second: str, last: str) -> None:
-    run = Run(rules(evaluate=mode), sample=lambda connected, _: connected & {"x"})
+    run = Run(rules(evaluate=mode), sample=only_x)
     begun = run.join("x", "y", "z")
 
     def evaluators(commands: list[Command]) -> str:
@@ -367,7 +376,7 @@ def test_an_evaluation_of_another_version_is_not_the_one_awaited() -> None:
 
 def test_updates_from_before_a_restart_count() -> None:
     run = Run(rules(), version=1)
-    run.decisions.restore({"z": (frozenset("a"), TEN), "away": (frozenset("a"), TEN)})
+    run.decisions.restore({"z": Kept(frozenset("a"), TEN), "away": Kept(frozenset("a"), TEN)}, {"z": 2, "away": 2})
     assert run.decisions.admission("z", 2)[0] == "duplicate"
     begun = run.join("x", "y", "z")
     assert only(begun, BeginRound)[0].trainers == {"x", "y", "z", "away"}
@@ -378,7 +387,7 @@ def test_updates_from_before_a_restart_count() -> None:
 
 def test_when_all_updates_are_from_before_a_restart_nobody_is_asked() -> None:
     run = Run(rules(min_clients=2), version=1)
-    run.decisions.restore({"x": (frozenset("a"), TEN), "y": (frozenset("a"), TEN)})
+    run.decisions.restore({"x": Kept(frozenset("a"), TEN), "y": Kept(frozenset("a"), TEN)}, {"x": 2, "y": 2})
     assert only(run.join("x", "y"), Aggregate) == [Aggregate(2, {"x": TEN, "y": TEN})]
 
 
@@ -424,6 +433,7 @@ some_rules = st.builds(
     gather_timeout_s=st.sampled_from([None, 60.0]),
     max_attempts=st.integers(1, 3),
     evaluate=st.sampled_from(["all", "cohort", "none"]),
+    lost_quorum=st.just("fail"),
 )
 TASK_OF = {"p": frozenset("ab"), "q": frozenset("b"), "r": frozenset("c"), "s": frozenset("a")}
 
@@ -432,7 +442,9 @@ class Witness:
     """Plays the driver, and checks each command against what was promised."""
 
     def __init__(self, given_rules: Rules, cohort_size: int) -> None:
-        self.run = Run(given_rules, lambda connected, number: frozenset(sorted(connected)[: cohort_size + number % 2]))
+        self.run = Run(
+            given_rules, lambda connected, number: Cohort(frozenset(sorted(connected)[: cohort_size + number % 2]))
+        )
         self.here: set[str] = set()
         self.accepted: dict[int, dict[str, Mapping[str, int]]] = {}
         self.cohort: dict[int, frozenset[str]] = {}

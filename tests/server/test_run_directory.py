@@ -13,7 +13,7 @@ from common.errors import ConfigError
 from common.plan import SharingPlan
 from server.history import History
 from server.model_state import ModelState
-from server.run_directory import RunDirectory, load_version, sha256_of, write_durably
+from server.run_directory import RunDirectory, load_version, sha256_of
 from tests.server.tiny_run import BLUEPRINT, PLAN, state
 
 
@@ -132,14 +132,38 @@ def test_summary_and_configuration_are_replaced_whole(directory: RunDirectory, t
     assert list(tmp_path.glob("*.tmp")) == []
 
 
-def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "f"
-    write_durably(path, b"old")
+def test_a_flipped_bit_anywhere_in_a_version_is_found(directory: RunDirectory) -> None:
+    """In a value by its checksum, in the description by its parser or by the plan's digest."""
+    directory.commit(state(version=1))
+    path = directory.version_path(1)
+    whole = path.read_bytes()
+    found = 0
+    for position in range(8, len(whole), 97):
+        flipped = bytearray(whole)
+        flipped[position] ^= 1
+        path.write_bytes(flipped)
+        try:
+            back = directory.load(1)
+        except ConfigError:
+            found += 1
+        else:  # white space of the header, or a character of it that says the same
+            assert back.plan == PLAN
+            assert all(torch.equal(back.values[slot], value) for slot, value in state(version=1).values.items())
+    assert found > 0.9 * len(range(8, len(whole), 97))
 
-    def fail(descriptor: int) -> None:
-        raise OSError(28, f"no space left ({descriptor})")
 
-    monkeypatch.setattr("server.run_directory.os.fsync", fail)
-    with pytest.raises(OSError, match="no space"):
-        write_durably(path, b"new")
-    assert path.read_bytes() == b"old"
+def test_a_folder_that_cannot_be_made_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="can't be used"):
+        RunDirectory(tmp_path / "file" / "run")
+
+
+def test_what_a_killed_start_left_is_begun_again_or_resumed(tmp_path: Path) -> None:
+    """The configuration is there, the database is not: nothing can be lost."""
+    started = RunDirectory(tmp_path)
+    started.write_config({"run": {}})
+    started.close()
+    for resume in (False, True):
+        again = RunDirectory(tmp_path, resume=resume)
+        assert not again.holds_run
+        again.close()

@@ -1,0 +1,64 @@
+"""The server is killed at every named point of a run's life, started again, and the model is the undisturbed one.
+
+Real processes: one server, three clients that train. At which of the times that the run comes to a point the server
+dies is drawn from a seed, so that early and late rounds have their turn.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from common.failpoints import SERVER_POINTS
+from common.seeds import derive_random
+from tests.e2e.conftest import start_fork_server
+from tests.e2e.programs import Programs, Server
+from tests.faults.small_run import CLIENTS, ROUNDS, config, finish, start_clients, undisturbed
+
+SEED = 2026
+#: How often the run comes to each point at the least.
+TIMES = {
+    **dict.fromkeys(SERVER_POINTS, 1),
+    **dict.fromkeys(("commit.written", "commit.synced", "commit.renamed"), 1 + ROUNDS),
+    **dict.fromkeys(("round.begun", "round.closed"), ROUNDS),
+    **dict.fromkeys(("reduce.begun", "reduce.half", "reduce.done"), ROUNDS),
+    **dict.fromkeys(("commit.recorded", "commit.spool_discarded", "commit.pruned", "commit.done"), ROUNDS),
+    **dict.fromkeys(("spool.written", "spool.synced", "spool.renamed"), ROUNDS * len(CLIENTS)),
+    **dict.fromkeys(("update.spooled", "update.counted", "update.acknowledged"), ROUNDS * len(CLIENTS)),
+    **dict.fromkeys(("round.dispatched", "upload.announced"), ROUNDS * len(CLIENTS)),
+    "upload.receiving": ROUNDS * len(CLIENTS),
+    "summary.written": ROUNDS + 2,
+    "evaluation.begun": len(CLIENTS),
+}
+
+
+@pytest.fixture(scope="module")
+def right(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The hash of the undisturbed run."""
+    start_fork_server()
+    programs = Programs(tmp_path_factory.mktemp("undisturbed"))
+    yield undisturbed(programs)
+    programs.end()
+
+
+@pytest.mark.parametrize("point", SERVER_POINTS)
+def test_a_server_killed_anywhere_ends_with_the_undisturbed_model(programs: Programs, right: str, point: str) -> None:
+    time = derive_random(SEED, point).randint(1, TIMES[point])
+    first = programs.server(config(), ready=False, failpoint=f"{point}=kill@{time}")
+    clients, port = [], "0"
+    if first.came_up():
+        port = first.url.rpartition(":")[2]
+        clients = start_clients(programs, first)
+    assert first.wait() == -signal.SIGKILL, f"the server never came to {point} for the {time}th time"
+
+    again = restart(programs, port)
+    assert finish(again, clients or start_clients(programs, again)) == right
+
+
+def restart(programs: Programs, port: str) -> Server:
+    """Go on with the run, or begin it again when the server died before it had written down what to go on with."""
+    begun = (programs.folder / "run" / "config.yaml").exists()
+    arguments = ("--resume",) if begun else ()
+    return programs.server(None if begun else config(), *arguments, "--set", f"server.port={port}")
