@@ -9,10 +9,12 @@ import re
 import signal
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
+from urllib.parse import urlsplit
 
 import typer
 
+from client.tls import client_tls, travels_in_clear
 from common.console import LogFormat, set_up_logging
 from common.errors import EXIT_OK, ConfigError, FedmtlError
 from common.event_loop import loop_factory
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from client.session import Session
 
 log = logging.getLogger("fedmtl.client")
+#: Characters; `common.messages.Hello.token` takes no more.
+MAX_TOKEN: Final = 4096
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
 
@@ -62,6 +66,16 @@ def run(
     token: Annotated[
         str | None, typer.Option(envvar="FEDMTL_TOKEN", help="Proof of identity, if one is asked.")
     ] = None,
+    token_file: Annotated[
+        Path | None, typer.Option(help="File that holds the token, so that it shows in no process list.")
+    ] = None,
+    ca: Annotated[
+        Path | None, typer.Option(help="Verify a wss:// server against these certificates (PEM), not the system's.")
+    ] = None,
+    cert: Annotated[
+        Path | None, typer.Option(help="This client's certificate (PEM), where the server asks for one.")
+    ] = None,
+    key: Annotated[Path | None, typer.Option(help="Private key of --cert (PEM).")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
     shard: Annotated[str | None, typer.Option(help="I/N: this client's part where N clients share one source.")] = None,
     sync: Annotated[
@@ -70,7 +84,18 @@ def run(
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads; default: as the server's settings say.")
     ] = None,
-    reconnect_for: Annotated[float, typer.Option(min=0, help="Seconds to try to come back to a lost server.")] = 120.0,
+    reconnect_for: Annotated[
+        float, typer.Option(min=0, help="Seconds to try to come back to a lost server; 0: leave at once.")
+    ] = 600.0,
+    state_dir: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="FEDMTL_STATE_DIR",
+            help="Where a finished update is kept until the server has it; "
+            "default: $XDG_STATE_HOME/fedmtl or ~/.local/state/fedmtl.",
+            show_default=False,
+        ),
+    ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="Log more.")] = False,
     log_format: Annotated[LogFormat, typer.Option(help="Lines for people, or a JSON object per line.")] = "text",
 ) -> None:
@@ -81,25 +106,61 @@ def run(
         names = tuple(name for given in tasks or [] for name in given.split(",") if name)
         if not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", client_id):
             raise ConfigError(f"--client-id {client_id!r}: 1 to 64 letters, digits, '_', '.', '-'")
-        if not re.fullmatch(r"wss?://\S+", server):
-            raise ConfigError(f"--server {server!r}: expected ws://HOST:PORT/ws or wss://HOST:PORT/ws")
+        _require_address(server)
         if data is not None and not data.exists():
             raise ConfigError(f"--data {data}: there is no such file or folder")
         # Imported here, as torch takes a second that a mistyped command should not.
         from client.display import Display
+        from client.kept_update import KeptUpdates, default_state_dir
         from client.local_workload import LocalWorkload
         from client.session import Identity, Session
         from common.data import Shard
 
+        tls = client_tls(server, ca, cert, key)
+        token = _token(token, token_file, server)
+        kept = KeptUpdates(state_dir or default_state_dir(), client_id)
         workload = LocalWorkload(data, device, Shard.parse(shard) if shard else None, sync.value, threads)
         display = Display(terminal=None if log_format == "text" else False)
-        identity = Identity(server, client_id, names, token, sync.value, reconnect_for)
+        identity = Identity(server, client_id, names, token, sync.value, reconnect_for, tls)
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
-            code = runner.run(_take_part(Session(identity, workload, display)))
+            code = runner.run(_take_part(Session(identity, workload, display, kept)))
     except FedmtlError as error:
         log.error("%s", error)  # noqa: TRY400  # a person needs the sentence, not our stack
         code = error.exit_code
     raise typer.Exit(code)
+
+
+def _require_address(server: str) -> None:
+    """Raises ConfigError for what is no WebSocket address."""
+    try:
+        parts = urlsplit(server)
+        if parts.scheme in ("ws", "wss") and parts.hostname and parts.port != 0 and not re.search(r"\s", server):
+            return
+    except ValueError:  # a port that is none
+        pass
+    raise ConfigError(f"--server {server!r}: expected ws://HOST:PORT/ws or wss://HOST:PORT/ws")
+
+
+def _token(given: str | None, file: Path | None, server: str) -> str | None:
+    """The token, from wherever it comes.
+
+    Raises:
+        ConfigError: it is given twice, or the file holds none.
+    """
+    if given is not None and file is not None:
+        raise ConfigError("give either --token (or FEDMTL_TOKEN) or --token-file, not both")
+    if file is not None:
+        try:
+            given = file.read_text().strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"--token-file {file} can't be read: {error}") from error
+        if not given:
+            raise ConfigError(f"--token-file {file} is empty")
+    if given is not None and len(given) > MAX_TOKEN:
+        raise ConfigError(f"the token has {len(given)} characters; a token has at most {MAX_TOKEN}")
+    if given and travels_in_clear(server):
+        log.warning("the token travels to %s in clear, where others on the way can read it: use wss://", server)
+    return given
 
 
 async def _take_part(session: Session) -> int:

@@ -6,6 +6,7 @@ import asyncio
 import threading
 from dataclasses import dataclass, field
 
+from client.kept_update import Assignment
 from client.workload import TrainedUpdate
 from common.messages import Declined, EvaluationReport, UpdateHeader, Work
 
@@ -16,6 +17,7 @@ class Job:
 
     Attributes:
         work: what the server asked for.
+        assignment: by which its update is kept on disk; None where it is in memory only.
         cancelled: set when nobody wants the results any more.
         task: does the work.
         evaluation: the report, once made.
@@ -24,6 +26,7 @@ class Job:
     """
 
     work: Work
+    assignment: Assignment | None = None
     cancelled: threading.Event = field(default_factory=threading.Event)
     task: asyncio.Task[None] | None = None
     evaluation: EvaluationReport | None = None
@@ -47,15 +50,20 @@ class Job:
     def header(self, stream: int) -> UpdateHeader:
         """The announcement of the update, which must be there."""
         assert self.update is not None
-        return UpdateHeader(
-            run_id=self.work.run_id,
-            round=self.work.round,
-            version=self.work.version,
-            plan=self.work.plan,
-            stream=stream,
-            tasks=dict(self.update.tasks),
-            tensors=tuple(tensor.header for tensor in self.update.tensors),
-        )
+        return announcement(self.work, self.update, stream)
+
+
+def announcement(work: Work, update: TrainedUpdate, stream: int) -> UpdateHeader:
+    """What is said before an update is sent, and written before it is kept."""
+    return UpdateHeader(
+        run_id=work.run_id,
+        round=work.round,
+        version=work.version,
+        plan=work.plan,
+        stream=stream,
+        tasks=dict(update.tasks),
+        tensors=tuple(tensor.header for tensor in update.tensors),
+    )
 
 
 def _identity(work: Work) -> tuple[str, int, int, str]:

@@ -1,7 +1,7 @@
 """The client's side of the federation protocol: connect, introduce, take work, send what came of it, come back.
 
 A session outlives its connections: loading and training go on while the network is away, and a finished
-update is kept until the server has acknowledged it.
+update is kept, in memory and on disk, until the server has acknowledged it.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import ssl
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,9 +21,14 @@ from websockets.asyncio.client import ClientConnection, connect
 from client.backoff import Backoff
 from client.display import Display
 from client.incoming import IncomingWork
+from client.kept_update import KeptUpdates, circumstances
+from client.preparation import Preparation
+from client.refusal import refusal, why_no_connection
+from client.tls import trust_failure
 from client.worker import Worker
 from client.workload import Received, Workload
-from common.errors import ConfigError, FedmtlError, ProtocolError, Refused, RunFailed
+from common.errors import ProtocolError, RunFailed
+from common.failpoints import failpoint
 from common.log_context import bind_log_context, with_log_context
 from common.messages import (
     PROTOCOL_VERSION,
@@ -51,8 +57,8 @@ MAX_FRAME_BYTES: Final = 64 << 20
 OPEN_TIMEOUT_S: Final = 10.0
 #: How long a connection that is closing may take to say its last words, and we ours.
 LAST_WORDS_S: Final = 2.0
-#: Refusals that may not come again; after any other one coming back is of no use.
-PASSING_REFUSALS: Final = frozenset({"duplicate_client", "busy", "shutting_down", "timeout", "checksum", "internal"})
+#: A peer that seems silent gets so long for what waits in the socket to be read; at most a quarter of its silence.
+READ_CHANCE_S: Final = 1.0
 
 
 @dataclass(frozen=True)
@@ -65,7 +71,8 @@ class Identity:
         tasks: what it has data for; empty lets the server infer the task from the id.
         token: proof of identity, where the server asks for one.
         sync: ``slice``, or ``full`` for the whole unified model both ways.
-        reconnect_s: how long to try to come back after the connection is lost.
+        reconnect_s: how long to try to come back after the connection is lost; 0: not at all.
+        tls: how to verify the server and prove who we are over wss; None trusts what the system trusts.
     """
 
     url: str
@@ -73,7 +80,8 @@ class Identity:
     tasks: tuple[str, ...] = ()
     token: str | None = None
     sync: Literal["slice", "full"] = "slice"
-    reconnect_s: float = 120.0
+    reconnect_s: float = 600.0
+    tls: ssl.SSLContext | None = None
 
 
 class _Lost(Exception):
@@ -96,25 +104,6 @@ class _Over(Exception):
         self.finished = finished
 
 
-@dataclass(frozen=True)
-class _Preparation:
-    """Data and model being loaded, or loaded, for one run."""
-
-    welcome: Welcome
-    task: asyncio.Task[Mapping[str, DataReport]]
-
-    def serves(self, welcome: Welcome) -> bool:
-        """Whether it is what this welcome needs, so that coming back costs nothing."""
-        known = self.welcome
-        return (known.run_id, known.tasks, known.seed, known.specs, known.family) == (
-            welcome.run_id,
-            welcome.tasks,
-            welcome.seed,
-            welcome.specs,
-            welcome.family,
-        )
-
-
 class Session:
     """One client's part in one run.
 
@@ -122,15 +111,18 @@ class Session:
         identity: who and where.
         workload: data, model and training.
         display: shows progress to a person.
+        kept: finished updates on disk; None keeps them in memory only.
     """
 
-    def __init__(self, identity: Identity, workload: Workload, display: Display) -> None:
+    def __init__(
+        self, identity: Identity, workload: Workload, display: Display, kept: KeptUpdates | None = None
+    ) -> None:
         self._identity = identity
         self._workload = workload
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="fedmtl-work")
-        self._worker = Worker(workload, display, self._thread, self._fail)
+        self._worker = Worker(workload, display, self._thread, self._fail, kept)
         self._assets: dict[str, bytes] = {}
-        self._preparation: _Preparation | None = None
+        self._preparation: Preparation | None = None
         self._welcomed_before = False
         self._failure: Exception | None = None
         self._failing = asyncio.Event()
@@ -144,7 +136,7 @@ class Session:
         """Take part until the run is over.
 
         Raises:
-            Refused: the server does not want this client.
+            Refused: the server does not want this client, or one of the two does not trust the other.
             RunFailed: the run ended without reaching its target, or the server is gone for good.
             ConfigError, DataError: this client's data does not fit its tasks.
         """
@@ -157,6 +149,8 @@ class Session:
                     await self._connect()
                 except _Over as over:
                     if over.finished.state == "finished":
+                        if self._welcome is not None:
+                            self._worker.run_over(self._welcome.run_id)
                         return over.finished
                     if over.finished.state != "stopped":
                         raise RunFailed(f"the run {over.finished.state}: {over.finished.reason}") from over
@@ -168,7 +162,9 @@ class Session:
                     if self._worked:
                         backoff.reset()
                 except (_Lost, OSError, websockets.WebSocketException, TimeoutError) as error:
-                    log.warning("no connection to %s: %s", self._identity.url, str(error) or type(error).__name__)
+                    if (untrusted := trust_failure(self._identity.url, error)) is not None:
+                        raise untrusted from error
+                    log.warning("no connection to %s: %s", self._identity.url, why_no_connection(error))
                     if self._welcome is not None:
                         backoff.reset()
                 await self._pause(backoff)
@@ -197,10 +193,12 @@ class Session:
         if running is not None:
             await asyncio.gather(running, return_exceptions=True)
         self._thread.shutdown(wait=False, cancel_futures=True)
+        await asyncio.to_thread(self._worker.close)
 
     # --- one connection
 
     async def _connect(self) -> None:
+        tls: dict[str, Any] = {} if self._identity.tls is None else {"ssl": self._identity.tls}
         async with connect(
             self._identity.url,
             max_size=MAX_FRAME_BYTES,
@@ -210,6 +208,7 @@ class Session:
             open_timeout=OPEN_TIMEOUT_S,
             close_timeout=LAST_WORDS_S,
             proxy=None,
+            **tls,
         ) as socket:
             self._incoming = IncomingWork()
             self._heard = asyncio.get_running_loop().time()
@@ -217,6 +216,7 @@ class Session:
                 welcome = await self._introduce(socket)
             self._welcome, self._welcomed_before = welcome, True
             bind_log_context(run_id=welcome.run_id)
+            failpoint("client.welcomed")
             try:
                 await self._stay(socket, welcome)
             except asyncio.CancelledError:
@@ -267,7 +267,7 @@ class Session:
             case Welcome():
                 return answer
             case Refusal(code=code, reason=reason):
-                raise _refusal(code, reason, returning=self._welcomed_before)
+                raise refusal(code, reason, returning=self._welcomed_before)
             case Finished():
                 raise _Over(answer)
             case _:
@@ -292,8 +292,9 @@ class Session:
                 if reading.done():
                     self._handle(reading.result())
                     reading = None
-            outbox.put(Ready(tasks=dict(preparing.result())))
-            self._worker.attach(outbox, welcome.chunk_bytes)
+            loaded = preparing.result()
+            outbox.put(Ready(tasks=dict(loaded)))
+            self._worker.attach(outbox, welcome.chunk_bytes, circumstances(welcome, loaded, self._identity.sync))
             while True:
                 self._handle(await reading if reading is not None else await self._receive(socket))
                 reading = None
@@ -321,7 +322,7 @@ class Session:
         if known is None or not known.serves(welcome):
             # One at a time: a thread can't be stopped, and the workload is one.
             before = (known.task if known is not None else None, self._worker.drop())
-            self._preparation = known = _Preparation(welcome, asyncio.create_task(self._load(welcome, assets, before)))
+            self._preparation = known = Preparation(welcome, asyncio.create_task(self._load(welcome, assets, before)))
         return known.task
 
     async def _load(
@@ -331,10 +332,12 @@ class Session:
         try:
             loop = asyncio.get_running_loop()
             prepare = with_log_context(self._workload.prepare)
-            return await loop.run_in_executor(self._thread, prepare, welcome, assets)
+            loaded = await loop.run_in_executor(self._thread, prepare, welcome, assets)
         except Exception as error:
             self._fail(error)
             raise _Failed(error) from error
+        failpoint("client.prepared")
+        return loaded
 
     async def _write(self, socket: ClientConnection, welcome: Welcome, outbox: Outbox) -> None:
         sequence = 0
@@ -349,12 +352,20 @@ class Session:
             await socket.send(frame)
 
     async def _watch(self, welcome: Welcome) -> None:
+        """End the connection when nothing comes for too long.
+
+        A process that was suspended wakes with its clock far ahead and what came meanwhile unread, so silence counts
+        only when nothing is read even after a moment.
+        """
         loop = asyncio.get_running_loop()
-        while True:
+        judged = -1.0
+        while judged != self._heard:
             left = self._heard + welcome.silence_s - loop.time()
-            if left <= 0:
-                break
-            await asyncio.sleep(left)
+            if left > 0:
+                await asyncio.sleep(left)
+            else:
+                judged = self._heard
+                await asyncio.sleep(min(READ_CHANCE_S, welcome.silence_s / 4))
         raise _Lost(f"the server has been silent for {welcome.silence_s:g} s")
 
     # --- messages
@@ -373,7 +384,7 @@ class Session:
             case Rejected(code=code, reason=reason, round=round_id):
                 self._worker.rejected(code, reason, round_id)
             case Refusal(code=code, reason=reason):
-                raise _refusal(code, reason, returning=True)
+                raise refusal(code, reason, returning=True)
             case Finished():
                 raise _Over(message)
             case Heartbeat():
@@ -382,6 +393,7 @@ class Session:
                 raise ProtocolError("out_of_order", f"{message.type!r} may not come from a server")
         if arrived is not None:
             self._worked = True
+            failpoint("client.work_received")
             self._worker.begin(*arrived)
 
     def _fail(self, error: Exception) -> None:
@@ -401,13 +413,3 @@ async def _say_goodbye(socket: ClientConnection, reason: str) -> None:
     with contextlib.suppress(OSError, TimeoutError, websockets.WebSocketException):
         async with asyncio.timeout(LAST_WORDS_S):
             await socket.send(encode_frame(Goodbye(reason=reason[:2000])))
-
-
-def _refusal(code: str, reason: str, *, returning: bool) -> FedmtlError:
-    """What a refusal means: a mistake in the command, try again, or for good."""
-    if code == "unknown_task":
-        return ConfigError(reason)
-    # On the first connection of all the other one of this name is another client.
-    if code in PASSING_REFUSALS and (returning or code != "duplicate_client"):
-        return ProtocolError(code, reason)
-    return Refused(code, reason)

@@ -26,6 +26,7 @@ from client.optimizer import build_optimizer, set_learning_rate
 from client.residents import Residents
 from client.slot_model import SlotModel
 from common.errors import PlanError
+from common.failpoints import failpoint
 from common.metrics import Evaluation
 from common.plan import Slice, Slot
 from common.seeds import derive_seed
@@ -221,6 +222,8 @@ class LocalTrainer:
         for step, batch in enumerate(batches):
             if cancelled.is_set():
                 raise TrainingCancelled(f"training of round {position.round} was cancelled after {step} steps")
+            if step == total // 2:
+                failpoint("client.training")
             with tally.step(batch) as loss_sum:
                 model.train_only(batch.task)
                 factor = learning_rate_factor(settings, position, step, total)

@@ -32,7 +32,7 @@ PAUSE_S = 0.05
 
 @dataclass
 class ResendingClient:
-    """Takes part like `tests.e2e.peers.session` with made-up work, and sends each update three times on two connections.
+    """Takes part as `tests.e2e.peers.session` does, and sends each update three times on two connections.
 
     Attributes:
         address: the server's.
