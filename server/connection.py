@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 from fastapi import WebSocket, WebSocketDisconnect
 
@@ -49,6 +49,10 @@ if TYPE_CHECKING:
 log = logging.getLogger("fedmtl.server")
 CLOSE_OK: Final = 1000
 CLOSE_POLICY: Final = 1008
+#: What uvicorn reports where no close frame came.
+LOST: Final = (1005, 1006)
+#: Seconds for a client to take in that the run is over, and to close.
+FAREWELL_S: Final = 2.0
 
 
 @dataclass
@@ -69,6 +73,8 @@ class Connection:
         full: it synchronises the whole model, not its slice.
         bytes_down: bytes of frames sent.
         bytes_up: bytes of frames received.
+        said_goodbye: it leaves for good.
+        heard_the_end: it closed the connection in due form after the run was over.
     """
 
     def __init__(self, socket: WebSocket, federation: Federation) -> None:
@@ -78,6 +84,7 @@ class Connection:
         self.bytes_down = 0
         self.bytes_up = 0
         self.said_goodbye = False
+        self.heard_the_end = False
         self._socket = socket
         self._federation = federation
         self._limits = federation.config.server.limits
@@ -211,6 +218,9 @@ class Connection:
                 frame = encode_frame(Heartbeat(sequence=sequence))
                 sequence += 1
             if frame is None:
+                if self._federation.over:
+                    # The client closes when it has heard that the run is over. Were we the first, we would not know.
+                    await asyncio.sleep(FAREWELL_S)
                 await self._socket.close(CLOSE_OK)
                 return
             await self._transmit(frame)
@@ -233,7 +243,9 @@ class Connection:
     async def _receive(self) -> Message:
         event = await self._socket.receive()
         if event["type"] == "websocket.disconnect":
-            raise WebSocketDisconnect(event.get("code", 1006))
+            code = event.get("code", 1006)
+            self.heard_the_end = self._federation.over and code not in LOST
+            raise WebSocketDisconnect(code)
         self._heard = asyncio.get_running_loop().time()
         frame = event.get("bytes")
         if frame is None:
@@ -280,8 +292,8 @@ class Connection:
         self._abandon_upload()
         try:
             verdict = self._federation.admit(self, header)
-            if verdict == "duplicate":
-                self._acknowledge_again(header)
+            if verdict != "wanted":
+                self._answer_again(header, verdict)
                 return
             directory = self._federation.directory
             writer = await asyncio.to_thread(SpoolWriter, directory.spool, header, self.client_id, directory.disk)
@@ -311,17 +323,19 @@ class Connection:
         upload = self._upload
         if upload is not None and upload.receiver.complete:
             # The round may have closed while the chunks came.
-            if self._federation.admit(self, upload.header) == "duplicate":
+            verdict = self._federation.admit(self, upload.header)
+            if verdict != "wanted":
                 self._abandon_upload()
-                self._acknowledge_again(upload.header)
+                self._answer_again(upload.header, verdict)
                 return
             self._upload = None
             counts_in = self._federation.decisions.counts_in
             update: SpooledUpdate = await asyncio.to_thread(upload.writer.commit, counts_in)
             self._federation.update_spooled(self, update)
 
-    def _acknowledge_again(self, header: UpdateHeader) -> None:
-        self.send(UpdateAck(round=header.round, version=header.version, update=header.digest, duplicate=True))
+    def _answer_again(self, header: UpdateHeader, verdict: Literal["duplicate", "undecided"]) -> None:
+        if verdict == "duplicate":
+            self.send(UpdateAck(round=header.round, version=header.version, update=header.digest, duplicate=True))
 
     def _reject(self, header: UpdateHeader, error: ProtocolError | OSError) -> None:
         """Refuse an update; the connection lives on, and so does the round."""

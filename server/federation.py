@@ -119,9 +119,9 @@ class Federation:
         self._aggregators = AggregatorChoice.of(config.federation.aggregation, self.model.plan.slots)
         self._jobs: set[asyncio.Task[Any]] = set()
         self._failure = ""
-        self._empty = asyncio.Event()
+        self._departed = asyncio.Event()
         self._farewell = Finished(state="stopped", reason="the run has not begun", rounds_completed=0)
-        #: Clients that a process before this one did not tell that the run is finished.
+        #: Clients that could not be told that the run is over: by this process, or by one before it that finished it.
         self._unaware: set[str] = set()
         #: One version at a time is folded and committed, however long a commit waits for room on the disk.
         self._committing = asyncio.Lock()
@@ -260,7 +260,6 @@ class Federation:
         connection.client_id, connection.tasks, connection.full = hello.client_id, tasks, hello.sync == "full"
         self._connections[hello.client_id] = connection
         bind_log_context(client_id=hello.client_id)  # the connection's own task
-        self._empty.clear()
         return self._introduction.welcome(hello, tasks, version, up, down), self._introduction.assets
 
     def joined(self, connection: Connection, ready: Ready) -> None:
@@ -282,13 +281,14 @@ class Federation:
         if known is not None:
             known.bytes_down += connection.bytes_down
             known.bytes_up += connection.bytes_up
+        self._departed.set()
+        if connection.said_goodbye or connection.heard_the_end:
+            self._unaware.discard(connection.client_id)
         if self._connections.get(connection.client_id) is not connection:
             return
         del self._connections[connection.client_id]
-        if not self._connections:
-            self._empty.set()
         if known is not None and known.connection is connection:
-            known.connection, known.last_seen = None, time.time()
+            known.connection, known.last_seen, known.may_return = None, time.time(), not connection.said_goodbye
             log.info(
                 "%s %s",
                 connection.client_id,
@@ -342,11 +342,14 @@ class Federation:
         """A client says how far its training is; for people."""
         self.participants[connection.client_id].progress = f"{progress.done_steps}/{progress.total_steps}"
 
-    def admit(self, connection: Connection, header: UpdateHeader) -> Literal["wanted", "duplicate"]:
-        """Whether an announced update is to be received; raises `UpdateRejected` when it is refused."""
+    def admit(self, connection: Connection, header: UpdateHeader) -> Literal["wanted", "duplicate", "undecided"]:
+        """Whether an announced update is to be received; raises `UpdateRejected` when it is refused.
+
+        An undecided one is on disk, but whether it counts is not settled: the answer to it is the answer to this one.
+        """
         waiting = self._undecided.get(connection.client_id)
         if waiting is not None and waiting.header.round == header.round:
-            return "duplicate"
+            return "undecided"
         verdict, code, reason = self.decisions.admission(connection.client_id, header.round)
         if verdict == "refused":
             raise UpdateRejected(code, reason)
@@ -596,6 +599,9 @@ class Federation:
         self._farewell = Finished(state=state, reason=reason[:2000], rounds_completed=self.model.version)
         log.info("run %s: %s", state, reason)
         self.feed.publish("finished", {"state": state, "reason": reason})
+        self._unaware = set(self._connections)
+        if state != "stopped":  # a stopped server is waited for, so nobody needs to hear that
+            self._unaware |= {client_id for client_id, known in self.participants.items() if self._may_return(known)}
         try:
             await self._lane.write(self._record_end, state)
         except NoRoom as error:
@@ -608,11 +614,16 @@ class Federation:
         if not self.finished.done():
             self.finished.set_result(state)
 
+    def _may_return(self, known: Participant) -> bool:
+        """Whether a client is away, and has not been for so long that it would have lost its seat."""
+        away_s = time.time() - known.last_seen
+        return known.connection is None and known.may_return and away_s < self.config.federation.rejoin_grace_s
+
     def _record_end(self, state: Outcome) -> None:
         if state == "finished":
             self.history.set("finished", self.model.version)
             # Should this process be killed now, the next one tells them.
-            self.history.set("unaware", sorted(self._connections))
+            self.history.set("unaware", sorted(self._unaware))
             self._spool.discard(self.model.version)
         self.directory.write_summary(self.summary())
 
@@ -625,13 +636,14 @@ class Federation:
         self.post(core.StopRequested(reason))
 
     async def drained(self, patience_s: float) -> None:
-        """Wait until clients have taken their last messages and closed, but not for ever."""
-        if self._connections:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(patience_s):
-                    await self._empty.wait()
-        if self._progress == "finished" and not self._connections:
-            self._record(self.history.set, "unaware", [])
+        """Wait until clients have heard that the run is over and closed, those included that come back just now."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(patience_s):
+                while self._connections or self._unaware:
+                    self._departed.clear()
+                    await self._departed.wait()
+        if self._progress == "finished":
+            self._record(self.history.set, "unaware", sorted(self._unaware))
 
     async def say_farewell(self) -> Outcome:
         """Tell the clients of a finished run that it is over: those that its server could not tell any more."""

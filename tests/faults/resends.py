@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import websockets
 
 from client.workload import TrainedUpdate
+from common.errors import ProtocolError
 from common.messages import (
     PROTOCOL_VERSION,
     DataReport,
@@ -50,44 +51,51 @@ class ResendingClient:
         while True:
             async with peer(self.address) as bare:
                 try:
-                    if await self._join(bare) and (finished := await self._take_part(bare)) is not None:
-                        return finished
-                except websockets.ConnectionClosed:
-                    pass
+                    finished = await self._join(bare) or await self._take_part(bare)
+                except (websockets.ConnectionClosed, ProtocolError):
+                    finished = None
+                if finished is not None:
+                    return finished
             await asyncio.sleep(PAUSE_S)
 
-    async def _join(self, bare: Peer) -> bool:
+    async def _join(self, bare: Peer) -> Finished | None:
+        """Introduce the client, unless the run is over.
+
+        Raises:
+            ProtocolError: the server has not noticed yet that the connection before this one is gone.
+        """
         await bare.send(Hello(protocol=(PROTOCOL_VERSION,), client_id=self.client_id))
-        answer = await bare.receive()
-        if isinstance(answer, Refusal):
-            assert answer.code == "duplicate_client"
-            return False
-        assert isinstance(answer, Welcome)
-        bare.welcome = answer
+        match await bare.receive():
+            case Finished() as finished:
+                return finished
+            case Refusal(code="duplicate_client" as code, reason=reason):
+                raise ProtocolError(code, reason)
+            case Welcome() as welcome:
+                bare.welcome = welcome
+            case answer:
+                raise AssertionError(f"{answer!r} came instead of a welcome")
         bare.introduced.set()
         report = DataReport(train=10, validation=4, source="made up")
-        await bare.send(Ready(tasks=dict.fromkeys(answer.tasks, report)))
-        return True
+        await bare.send(Ready(tasks=dict.fromkeys(welcome.tasks, report)))
+        return None
 
     async def _take_part(self, bare: Peer) -> Finished | None:
-        """One connection; it ends when an update was acknowledged twice on it, or with the run."""
-        known = len(self.acknowledged)
+        """One connection; it ends when an update of its own is acknowledged, or with the run."""
         if self._again is not None:
             bare.work, update = self._again
-            self._again = None
             await bare.send_update(update)
-            known += 1
-        while len(self.acknowledged) < known + 2:
+        while True:
             match await bare.receive():
                 case Work() as work:
                     await self._answer(bare, work)
                 case UpdateAck() as acknowledgement:
                     self.acknowledged.append(acknowledgement)
+                    if not acknowledgement.duplicate:
+                        return None
                 case Finished() as finished:
                     return finished
                 case _:
                     pass
-        return None
 
     async def _answer(self, bare: Peer, work: Work) -> None:
         assert bare.welcome is not None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,13 @@ from tests.faults.resends import ResendingClient
 
 ROUNDS = 4
 CLIENTS = [f"{task}_client" for task in TASKS]
-SILENCE_S = 3.0
+SILENCE_S = 2.0
 
 
 def config(**limits: float) -> dict[str, Any]:
     """Every round needs every client, however long it is away."""
     rules = {"min_clients": 3, "quorum": 1.0, "rejoin_grace_s": 120.0}
-    limits = {"silence_s": SILENCE_S, "heartbeat_s": 0.3, **limits}
+    limits = {"silence_s": SILENCE_S, "heartbeat_s": 0.25, **limits}
     return small(run={"rounds": ROUNDS}, federation=rules, server={"limits": limits})
 
 
@@ -67,9 +66,9 @@ async def disturbed(programs: Programs, script: Script) -> tuple[str, Tally]:
 
 @pytest.mark.parametrize("seed", [1, 2])
 async def test_cuts_and_resets_at_any_byte(programs: Programs, expected: str, seed: int) -> None:
-    """Before the welcome, in the middle of work, in the middle of an update: some forty connections."""
-    found, tally = await disturbed(programs, cuts(seed, least=100, most=60_000, connections=40))
-    assert tally.cut >= 15
+    """Before the welcome, in the middle of work, in the middle of an update: two dozen connections."""
+    found, tally = await disturbed(programs, cuts(seed, least=100, most=60_000, connections=24))
+    assert tally.cut >= 12
     assert found == expected
 
 
@@ -77,7 +76,7 @@ async def test_delay_and_jitter(programs: Programs, expected: str) -> None:
     """Each client has a latency of its own, so updates arrive in another order in each round."""
 
     def script(number: int) -> Behaviour:
-        return Behaviour(delay_s=0.02 * (3 - number % 3), jitter_s=0.1)
+        return Behaviour(delay_s=0.02 * (3 - number % 3), jitter_s=0.05)
 
     found, tally = await disturbed(programs, script)
     assert tally.cut == 0
@@ -85,8 +84,8 @@ async def test_delay_and_jitter(programs: Programs, expected: str) -> None:
 
 
 async def test_a_narrow_line(programs: Programs, expected: str) -> None:
-    """One client has 40 kB/s: its update takes half a second, in pieces of 2 kB."""
-    found, _ = await disturbed(programs, lambda number: Behaviour(bytes_per_s=40_000 if number == 1 else None))
+    """One client has 100 kB/s: its update takes a quarter of a second, in pieces of 5 kB."""
+    found, _ = await disturbed(programs, lambda number: Behaviour(bytes_per_s=100_000 if number == 1 else None))
     assert found == expected
 
 
@@ -109,7 +108,7 @@ async def test_a_line_that_swallows_everything_for_a_while(programs: Programs, e
     def script(number: int) -> Behaviour:
         if number not in (0, 2):
             return Behaviour()
-        return Behaviour(silent_after=60_000 + 30_000 * number, silent_s=2 * SILENCE_S)
+        return Behaviour(silent_after=60_000, silent_s=2 * SILENCE_S)
 
     found, tally = await disturbed(programs, script)
     assert tally.silenced == 2
@@ -127,10 +126,9 @@ async def test_every_update_is_sent_three_times(programs: Programs, expected: st
 
 
 def _acknowledged_as_they_should_be(client: ResendingClient) -> None:
-    by_round: Mapping[int, list[bool]] = {
-        number: [each.duplicate for each in client.acknowledged if each.round == number]
-        for number in range(1, ROUNDS + 1)
-    }
-    # The third of the last round may come after the run is over.
-    assert all(first is False and all(more) and len(more) >= 1 for first, *more in by_round.values())
-    assert all(len(came) == 3 for number, came in by_round.items() if number < ROUNDS)
+    """First that it counts, then that it is known; of the last round the run may be over before that."""
+    for number in range(1, ROUNDS + 1):
+        counts, *known = [not each.duplicate for each in client.acknowledged if each.round == number]
+        assert counts
+        assert not any(known)
+        assert known or number == ROUNDS
