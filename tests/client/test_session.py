@@ -505,9 +505,7 @@ async def test_a_client_started_again_sends_what_it_had_finished(tmp_path: Path,
         await link.expect(EvaluationReport)
         header, _ = await link.update()
         await link.send(Rejected(code="quarantined", reason="too many bad updates", round=2))
-        await link.work(3, train=False)  # it stays, and nothing is sent again
-        await link.expect(EvaluationReport)
-        await link.work(2, evaluate=False)
+        await link.work(2, evaluate=False)  # it stays, and has nothing to send but what it makes anew
         header, _ = await link.update()
         await link.acknowledge(header)
         await link.finish()
@@ -773,17 +771,18 @@ async def test_a_connection_refused_by_http_is_tried_again(
 
 async def test_a_suspended_client_reads_before_it_judges() -> None:
     """While it could not run the server spoke; only what is still unread after that would be silence."""
-    content = bytes(24 << 20)
+    content = bytes(12 << 20)
 
     async def script(link: Link) -> None:
         await link.welcome(
-            silence_s=1.0,
+            silence_s=2.0,
             assets=(Asset(name="big", sha256=sha256(content).hexdigest(), nbytes=len(content), stream=0),),
         )
+        assert isinstance(await link.socket.recv(), bytes), "a heartbeat: it watches"
         [frame] = asset_frames(0, content, len(content))
         sending = asyncio.create_task(link.socket.send(frame))
         await asyncio.sleep(0)
-        time.sleep(1.5)  # noqa: ASYNC251  # both ends share this thread: the client is suspended
+        time.sleep(2.2)  # noqa: ASYNC251  # both ends share this thread: the client is suspended
         await sending
         await link.expect(Ready)
         await link.finish()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import signal
 from pathlib import Path
@@ -10,16 +11,17 @@ from typing import Any
 import pytest
 
 from tests.e2e.configs import small
+from tests.e2e.peers import events, until
 from tests.e2e.programs import Program, Programs, Server
 
 CLIENTS = ("sst2_client", "qqp_client")
 #: A dead client is waited for, so that the rounds have the same participants as those of an undisturbed run.
-CONFIG: dict[str, Any] = small(
-    ["sst2", "qqp"],
-    run={"rounds": 2},
-    federation={"min_clients": 2, "rejoin_grace_s": 60.0},
-    training={"local_steps": 4},
-)
+SECTIONS: dict[str, Any] = {
+    "run": {"rounds": 2},
+    "federation": {"min_clients": 2, "rejoin_grace_s": 60.0},
+    "training": {"local_steps": 4},
+}
+CONFIG = small(["sst2", "qqp"], **SECTIONS)
 
 
 def digest(server: Server) -> str:
@@ -122,3 +124,23 @@ def test_a_full_disk_does_not_end_the_run(programs: Programs, undisturbed: str, 
     assert "No space left on device" in clients[0].log()
     assert digest(server) == undisturbed
     assert not [path for path in programs.state_dir.rglob("*.*") if path.name != ".lock"]
+
+
+async def test_a_suspended_client_comes_back_by_itself(programs: Programs, undisturbed: str) -> None:
+    """SIGSTOP for longer than the silence limit, as by a laptop's sleep: the server gives the connection up."""
+    config = small(["sst2", "qqp"], **{**SECTIONS, "server": {"limits": {"silence_s": 3.0}}})
+    server = programs.server(config)
+    feed = events(server.url)
+    await until(feed, "status")
+    sleeper = programs.client(server, "sst2_client")
+    await until(feed, "client_joined", client_id="sst2_client")
+    sleeper.signal(signal.SIGSTOP)
+    await until(feed, "client_left", client_id="sst2_client")
+    other = programs.client(server, "qqp_client")
+    await until(feed, "client_joined", client_id="qqp_client")
+    sleeper.signal(signal.SIGCONT)
+    codes = [await asyncio.to_thread(program.wait) for program in (sleeper, other, server)]
+    assert codes == [0, 0, 0]
+    assert "sst2_client has been silent for 3" in server.log()
+    assert digest(server) == undisturbed
+    assert trained(sleeper) == 2
