@@ -34,10 +34,15 @@ def refusal(code: str, reason: str, *, returning: bool) -> FedmtlError:
     return Refused(code, reason)
 
 
-def why_no_connection(error: Exception) -> str:
+def why_no_connection(url: str, error: Exception) -> str:
     """One line for the log."""
     if isinstance(error, websockets.InvalidStatus):
         response = error.response
         said = " ".join((response.body or b"").decode(errors="replace").split())[:200]
         return f"HTTP {response.status_code} {response.reason_phrase}".rstrip() + (f": {said}" if said else "")
-    return str(error) or type(error).__name__
+    said = str(error) or type(error).__name__
+    if isinstance(error, websockets.InvalidMessage | ConnectionResetError) and url.startswith("wss://"):
+        # asyncio does not pass on the alert by which a server refuses our certificate, or that we gave none. A server
+        # that dies at this moment looks the same.
+        return f"{said}; if the server asks for a client certificate, see --cert and --key"
+    return said

@@ -136,7 +136,7 @@ class Session:
         """Take part until the run is over.
 
         Raises:
-            Refused: the server does not want this client, or one of the two does not trust the other.
+            Refused: the server does not want this client, or its certificate can't be verified.
             RunFailed: the run ended without reaching its target, or the server is gone for good.
             ConfigError, DataError: this client's data does not fit its tasks.
         """
@@ -164,7 +164,9 @@ class Session:
                 except (_Lost, OSError, websockets.WebSocketException, TimeoutError) as error:
                     if (untrusted := trust_failure(self._identity.url, error)) is not None:
                         raise untrusted from error
-                    log.warning("no connection to %s: %s", self._identity.url, why_no_connection(error))
+                    log.warning(
+                        "no connection to %s: %s", self._identity.url, why_no_connection(self._identity.url, error)
+                    )
                     if self._welcome is not None:
                         backoff.reset()
                 await self._pause(backoff)

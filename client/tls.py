@@ -6,26 +6,13 @@ import ipaddress
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
 from urllib.parse import urlsplit
 
 from common.errors import ConfigError, FedmtlError, Refused
 
-#: What OpenSSL calls the alerts by which a server refuses our certificate, or that we gave none.
-_CERTIFICATE_ALERTS: Final = (
-    "ALERT_CERTIFICATE_REQUIRED",
-    "ALERT_UNKNOWN_CA",
-    "ALERT_BAD_CERTIFICATE",
-    "ALERT_CERTIFICATE_EXPIRED",
-    "ALERT_CERTIFICATE_REVOKED",
-    "ALERT_CERTIFICATE_UNKNOWN",
-    "ALERT_UNSUPPORTED_CERTIFICATE",
-    "ALERT_ACCESS_DENIED",
-)
-
 
 class NotTrusted(Refused):
-    """One end does not trust the certificate of the other; trying again changes nothing."""
+    """The server's certificate can't be verified; trying again changes nothing."""
 
     def __init__(self, reason: str) -> None:
         FedmtlError.__init__(self, reason)
@@ -96,17 +83,12 @@ def travels_in_clear(url: str) -> bool:
 
 
 def trust_failure(url: str, error: BaseException) -> NotTrusted | None:
-    """The error for good behind a failed connection, where one end does not trust the other; else None."""
+    """The error for good behind a failed connection, where the server is not trusted; else None."""
     for cause in _causes(error):
         if isinstance(cause, ssl.SSLCertVerificationError):
             return NotTrusted(
                 f"the certificate of {url} can't be verified: {cause.verify_message or cause}. Give --ca FILE with the "
                 "certificate of the authority that signed it, and connect by a name that it was made for."
-            )
-        if isinstance(cause, ssl.SSLError) and any(name in str(cause).upper() for name in _CERTIFICATE_ALERTS):
-            return NotTrusted(
-                f"the server at {url} does not accept this client's certificate ({_said(cause)}): give --cert FILE "
-                "and --key FILE that an authority has signed which the server trusts."
             )
     return None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client.backoff import FIRST_S, LONGEST_S, Backoff
+from client.backoff import ATTEMPT_S, FIRST_S, LONGEST_S, Backoff
 
 
 @given(st.floats(1.0, 1e6), st.floats(0, 1e9))
@@ -38,6 +38,15 @@ def test_a_good_connection_gives_patience_anew() -> None:
     assert delay <= FIRST_S
     assert backoff.next(109.0) is not None
     assert backoff.next(110.0) is None
+
+
+def test_time_asleep_is_not_time_of_trying() -> None:
+    """A laptop that sleeps for hours between two attempts still has its patience when it wakes."""
+    backoff = Backoff(100.0)
+    assert backoff.next(0.0) is not None
+    assert backoff.next(50_000.0) is not None
+    assert backoff.next(50_000.0 + 100 - ATTEMPT_S - 1) is not None
+    assert [backoff.next(60_000.0 + 10_000 * hour) for hour in range(4)][-1] is None
 
 
 def test_without_patience_there_is_no_second_try() -> None:

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from hashlib import sha256
+from http import HTTPStatus
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import pytest
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
+from websockets.http11 import Request, Response
 
 from client.display import Display
+from client.kept_update import KeptUpdates
 from client.session import Identity, Session
 from client.workload import Progress as Report
 from client.workload import Received, TrainedUpdate, WorkCancelled, WorkDeclined
@@ -237,10 +243,12 @@ async def served(*scripts: Script) -> AsyncIterator[tuple[str, asyncio.Future[No
             played.cancel()
 
 
-async def take_part(workload: Counting, *scripts: Script, reconnect_s: float = 30.0) -> Finished:
+async def take_part(
+    workload: Counting, *scripts: Script, reconnect_s: float = 30.0, kept: KeptUpdates | None = None
+) -> Finished:
     """Run a session against these scripts; a script that fails fails the test."""
     async with served(*scripts) as (url, played), asyncio.timeout(2 * PATIENCE_S):
-        session = Session(Identity(url, "c1", reconnect_s=reconnect_s), workload, Display(terminal=False))
+        session = Session(Identity(url, "c1", reconnect_s=reconnect_s), workload, Display(terminal=False), kept)
         member = asyncio.create_task(session.run())
         both: list[asyncio.Future[Any]] = [member, played]
         await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
@@ -461,6 +469,76 @@ async def test_an_update_that_came_too_early_is_kept(code: str) -> None:
     assert workload.trained == [1]
 
 
+@pytest.mark.parametrize("received", ["nothing", "all"])
+async def test_a_client_started_again_sends_what_it_had_finished(tmp_path: Path, received: str) -> None:
+    digests, gone = [], asyncio.Event()
+
+    async def first(link: Link) -> None:
+        await link.meet()
+        await link.work(1)
+        await link.expect(EvaluationReport)
+        header = await link.expect(UpdateHeader)
+        if received == "all":
+            await link.update(header=header)
+        digests.append(header.digest)
+        gone.set()
+        assert isinstance(await link.receive(), Goodbye | Chunk)
+
+    async with served(first) as (url, _), asyncio.timeout(PATIENCE_S):
+        store = KeptUpdates(tmp_path, "c1")
+        member = asyncio.create_task(Session(Identity(url, "c1"), Counting(), Display(terminal=False), store).run())
+        await gone.wait()
+        member.cancel()
+        await asyncio.gather(member, return_exceptions=True)
+    assert kept_in(tmp_path) == 1
+
+    async def second(link: Link) -> None:
+        await link.meet()
+        await link.work(1)
+        await link.expect(EvaluationReport)
+        header, deltas = await link.update()
+        digests.append(header.digest)
+        assert (deltas["heads.mood@mood"] == 1).all()
+        assert header.tasks["mood"].seconds == 0.1
+        await link.acknowledge(header)
+        await link.work(2)
+        await link.expect(EvaluationReport)
+        header, _ = await link.update()
+        await link.send(Rejected(code="quarantined", reason="too many bad updates", round=2))
+        await link.work(2, evaluate=False)  # it stays, and has nothing to send but what it makes anew
+        header, _ = await link.update()
+        await link.acknowledge(header)
+        await link.finish()
+
+    workload = Counting()
+    await take_part(workload, second, kept=KeptUpdates(tmp_path, "c1"))
+    assert len(set(digests)) == 1
+    assert workload.trained == [2, 2], "what was refused is not kept"
+    assert kept_in(tmp_path) == 0
+
+
+async def test_a_round_that_is_repeated_gets_what_is_kept(tmp_path: Path) -> None:
+    async def script(link: Link) -> None:
+        await link.meet()
+        await link.work(1)
+        await link.expect(EvaluationReport)
+        await link.update()
+        await link.send(RoundClosed(round=1, reason="no quorum"))
+        await link.work(1, evaluate=False)
+        header, _ = await link.update()
+        await link.acknowledge(header)
+        await link.finish()
+
+    workload = Counting()
+    await take_part(workload, script, kept=KeptUpdates(tmp_path, "c1"))
+    assert workload.trained == [1]
+    assert kept_in(tmp_path) == 0
+
+
+def kept_in(folder: Path) -> int:
+    return len(list(folder.rglob("*.update")))
+
+
 async def test_a_refused_update_is_made_anew_when_it_is_asked_again() -> None:
     workload = Counting()
 
@@ -613,6 +691,7 @@ async def test_a_silent_server_counts_as_dead() -> None:
         ("malformed", Refused, 4),
         ("unknown_task", ConfigError, 2),
         ("duplicate_client", Refused, 4),
+        ("taken_over", Refused, 4),
     ],
 )
 @pytest.mark.parametrize("late", [False, True], ids=["hello", "ready"])
@@ -650,6 +729,65 @@ async def test_passing_refusals_are_waited_out(code: str) -> None:
         await link.finish()
 
     await take_part(Counting(), first, second, third, fourth)
+
+
+async def test_a_client_whose_place_is_taken_does_not_take_it_back() -> None:
+    async def first(link: Link) -> None:
+        await link.meet()
+        await link.cut()
+
+    async def second(link: Link) -> None:
+        await link.meet()
+        await link.send(Refusal(code="taken_over", reason="from 127.0.0.1"))
+        await link.socket.close(1008)
+
+    with pytest.raises(Refused, match="another client with this id took over: from 127") as raised:
+        await take_part(Counting(), first, second)
+    assert raised.value.exit_code == 4
+
+
+@pytest.mark.parametrize("status", [HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE])
+async def test_a_connection_refused_by_http_is_tried_again(
+    status: HTTPStatus, caplog: pytest.LogCaptureFixture
+) -> None:
+    refused = 0
+
+    def first_refuse(connection: ServerConnection, request: Request) -> Response | None:
+        nonlocal refused
+        del request
+        refused += 1
+        return connection.respond(status, "too many\nof you") if refused < 3 else None
+
+    async def finish(socket: ServerConnection) -> None:
+        await Link(socket, 1).welcome()
+        await Link(socket, 1).finish()
+
+    async with serve(finish, "127.0.0.1", 0, process_request=first_refuse) as server, asyncio.timeout(PATIENCE_S):
+        url = f"ws://127.0.0.1:{next(iter(server.sockets)).getsockname()[1]}/ws"
+        await Session(Identity(url, "c1"), Counting(), Display(terminal=False)).run()
+    assert refused == 3
+    assert f"no connection to {url}: HTTP {status.value} {status.phrase}: too many of you" in caplog.text
+
+
+async def test_a_suspended_client_reads_before_it_judges() -> None:
+    """While it could not run the server spoke; only what is still unread after that would be silence."""
+    content = bytes(12 << 20)
+
+    async def script(link: Link) -> None:
+        await link.welcome(
+            silence_s=2.0,
+            assets=(Asset(name="big", sha256=sha256(content).hexdigest(), nbytes=len(content), stream=0),),
+        )
+        assert isinstance(await link.socket.recv(), bytes), "a heartbeat: it watches"
+        [frame] = asset_frames(0, content, len(content))
+        sending = asyncio.create_task(link.socket.send(frame))
+        await asyncio.sleep(0)
+        time.sleep(2.2)  # noqa: ASYNC251  # both ends share this thread: the client is suspended
+        await sending
+        await link.expect(Ready)
+        await link.finish()
+
+    await take_part(Counting(), script)
 
 
 async def test_a_failed_run_is_an_error() -> None:

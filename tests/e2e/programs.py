@@ -216,6 +216,9 @@ class Programs:
         self.folder = folder
         self.as_commands = as_commands
         self._started: list[Program] = []
+        if not as_commands:
+            # Python starts one of its own otherwise, without the preloaded modules and the environment.
+            start_fork_server()
 
     def command(
         self, module: str, *arguments: str, failpoint: str = "", environment: Mapping[str, str] | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Final
 
 from tests.e2e.configs import TASKS, small
@@ -31,6 +32,11 @@ def finish(server: Server, clients: list[Program]) -> str:
     summary = server.summary()
     assert (summary["state"], summary["rounds_completed"]) == ("finished", ROUNDS)
     return str(summary["model"]["sha256"])
+
+
+def trained(*logs: Program) -> list[int]:
+    """The rounds that a client trained, by the logs of its processes, as often as it did."""
+    return [int(number) for log in logs for number in re.findall(r"round (\d+): \w+ trained on", log.log())]
 
 
 def undisturbed(programs: Programs) -> str:

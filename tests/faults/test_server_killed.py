@@ -7,15 +7,13 @@ dies is drawn from a seed, so that early and late rounds have their turn.
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
 
 import pytest
 
 from common.failpoints import SERVER_POINTS
 from common.seeds import derive_random
-from tests.e2e.conftest import start_fork_server
 from tests.e2e.programs import Programs, Server
-from tests.faults.small_run import CLIENTS, ROUNDS, config, finish, start_clients, undisturbed
+from tests.faults.small_run import CLIENTS, ROUNDS, config, finish, start_clients, trained
 
 SEED = 2026
 #: How often the run comes to each point at the least.
@@ -34,15 +32,6 @@ TIMES = {
 }
 
 
-@pytest.fixture(scope="module")
-def right(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The hash of the undisturbed run."""
-    start_fork_server()
-    programs = Programs(tmp_path_factory.mktemp("undisturbed"))
-    yield undisturbed(programs)
-    programs.end()
-
-
 @pytest.mark.parametrize("point", SERVER_POINTS)
 def test_a_server_killed_anywhere_ends_with_the_undisturbed_model(programs: Programs, right: str, point: str) -> None:
     time = derive_random(SEED, point).randint(1, TIMES[point])
@@ -54,7 +43,9 @@ def test_a_server_killed_anywhere_ends_with_the_undisturbed_model(programs: Prog
     assert first.wait() == -signal.SIGKILL, f"the server never came to {point} for the {time}th time"
 
     again = restart(programs, port)
-    assert finish(again, clients or start_clients(programs, again)) == right
+    clients = clients or start_clients(programs, again)
+    assert finish(again, clients) == right
+    assert [trained(client) for client in clients] == [list(range(1, ROUNDS + 1))] * len(clients), "work was done twice"
 
 
 def restart(programs: Programs, port: str) -> Server:
