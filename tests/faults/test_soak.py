@@ -1,4 +1,4 @@
-"""A short soak: clients are killed in every round, and the server keeps nothing of them; `make soak` is the long one."""
+"""A short soak: clients are killed in every round and the server keeps nothing of them. `make soak` is the long one."""
 
 from __future__ import annotations
 
