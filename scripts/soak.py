@@ -26,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -110,12 +110,6 @@ class Crowd:
         self.killed += 1
         self._start(client_id)
 
-    def exit_codes(self) -> list[int | None]:
-        """Wait for all to end; None for one that does not."""
-        for process in self._processes.values():
-            process.join(PATIENCE_S)
-        return [process.exitcode for process in self._processes.values()]
-
     def end(self) -> None:
         """Kill those that still run."""
         for process in self._processes.values():
@@ -125,10 +119,10 @@ class Crowd:
         self._processes.clear()
 
 
-def configuration(clients: int, rounds: int) -> dict[str, Any]:
-    """The server's: every round needs every client, and a small model, as it is the server that is looked at."""
+def configuration(clients: int) -> dict[str, Any]:
+    """The server's: a run without an end in which every round needs every client; the model is as small as can be."""
     return {
-        "run": {"rounds": rounds},
+        "run": {"rounds": 1_000_000},
         # A client comes back before the server can know that it was killed.
         "server": {"port": 0, "duplicate_client": "take_over"},
         "federation": {"min_clients": clients, "quorum": 1.0, "rejoin_grace_s": 120.0},
@@ -137,7 +131,7 @@ def configuration(clients: int, rounds: int) -> dict[str, Any]:
     }
 
 
-def events(url: str) -> Iterator[dict[str, Any]]:
+def events(url: str) -> Generator[dict[str, Any], None, None]:
     """What the server's event stream says, until it ends."""
     with (
         httpx.Client(trust_env=False, timeout=PATIENCE_S) as http,
@@ -160,7 +154,7 @@ def sample(url: str, pid: int, round_id: int) -> Sample:
 
 
 def soak(url: str, pid: int, crowd: Crowd, *, rounds: int, deaths: int, seed: int) -> list[Sample]:
-    """Run the clients against a server, which makes one round more than is looked at.
+    """Run the clients against a server; both go on when this returns.
 
     Args:
         url: of the server, which has just started.
@@ -175,28 +169,30 @@ def soak(url: str, pid: int, crowd: Crowd, *, rounds: int, deaths: int, seed: in
     """
     samples: list[Sample] = []
     dying: set[str] = set()
-    feed = events(url)
-    next(feed)  # the status: from now on nothing is missed
-    crowd.start()
-    for event in feed:
-        match event.get("kind"):
-            case "round_started":
-                done = event["round"] - 1
-                if done:
-                    samples.append(sample(url, pid, done))
-                draw = random.Random(derive_seed(seed, "deaths", done))  # noqa: S311  # of a test
-                victims = draw.sample(crowd.client_ids, deaths) if done < rounds else []
-                dying = set(victims[1::2])
-                for client_id in victims[::2]:
-                    crowd.replace(client_id)
-            case "update_accepted" if event["client_id"] in dying:
-                dying.discard(event["client_id"])
-                crowd.replace(event["client_id"])
-            case "finished":
-                break
-            case _:
-                pass
-    return samples
+    with contextlib.closing(events(url)) as feed:
+        next(feed)  # the status: from now on nothing is missed
+        crowd.start()
+        for event in feed:
+            match event.get("kind"):
+                case "round_started":
+                    done = event["round"] - 1
+                    if done:
+                        samples.append(sample(url, pid, done))
+                        if done % 10 == 0:
+                            print(samples[-1], flush=True)
+                    if done == rounds:
+                        return samples
+                    draw = random.Random(derive_seed(seed, "deaths", done))  # noqa: S311  # of a test
+                    victims = draw.sample(crowd.client_ids, deaths)
+                    dying = set(victims[1::2])
+                    for client_id in victims[::2]:
+                        crowd.replace(client_id)
+                case "update_accepted" if event["client_id"] in dying:
+                    dying.discard(event["client_id"])
+                    crowd.replace(event["client_id"])
+                case _:
+                    pass
+    raise SystemExit(f"the run ended after {len(samples)} rounds")
 
 
 def verdict(samples: Sequence[Sample], settled_after: int, clients: int) -> tuple[dict[str, Any], list[str]]:
@@ -235,9 +231,7 @@ def main() -> None:
     multiprocessing.get_context("forkserver").set_forkserver_preload(["benchmarks.noop_client"])
     with tempfile.TemporaryDirectory() as name, (Path(name) / "log").open("w+") as log:
         folder = Path(name)
-        (folder / "config.yaml").write_text(
-            yaml.safe_dump(configuration(arguments.clients, arguments.rounds + 1)), encoding="utf-8"
-        )
+        (folder / "config.yaml").write_text(yaml.safe_dump(configuration(arguments.clients)), encoding="utf-8")
         words = ["-m", "server", "--config", str(folder / "config.yaml"), "--run-dir", str(folder / "run")]
         server = subprocess.Popen([sys.executable, *words], cwd=ROOT, stdout=subprocess.PIPE, stderr=log, text=True)
         crowd = None
@@ -250,17 +244,15 @@ def main() -> None:
             crowd = Crowd(f"{url.replace('http', 'ws', 1)}/ws", arguments.clients)
             rounds, deaths, seed = arguments.rounds, arguments.deaths, arguments.seed
             samples = soak(url, server.pid, crowd, rounds=rounds, deaths=deaths, seed=seed)
-            codes = [*crowd.exit_codes(), server.wait(PATIENCE_S)]
+            server.terminate()
+            code = server.wait(PATIENCE_S)
         finally:
             if crowd is not None:
                 crowd.end()
             if server.poll() is None:
                 server.kill()
-        if any(codes):
-            raise SystemExit(f"exit codes {codes}\n{(folder / 'log').read_text()[-4000:]}")
-    for each in samples[:: max(1, len(samples) // 20)]:
-        print(f"round {each.round:4d}  {each.rss_mb:7.1f} MB  {each.threads} threads  ", end="")
-        print(f"{each.descriptors} descriptors  {each.tasks} tasks")
+        if code:
+            raise SystemExit(f"the server ended with {code}\n{(folder / 'log').read_text()[-4000:]}")
     figures, wrong = verdict(samples, min(SETTLED_AFTER, arguments.rounds // 2), arguments.clients)
     figures |= {"clients": arguments.clients, "killed": crowd.killed, "wrong": wrong}
     print(json.dumps({"soak": "rounds", **figures}))

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from common.messages import PROTOCOL_VERSION, Finished, Hello, UpdateAck, Work
 from common.seeds import derive_seed
 from tests.e2e.configs import TASKS, small
-from tests.e2e.peers import see_through, session
-from tests.e2e.programs import Programs, Server, start_fork_server
+from tests.e2e.peers import MadeUpWork, events, peer, see_through, session, until, work_done
+from tests.e2e.programs import PATIENCE_S, Programs, Server, start_fork_server
 from tests.faults.proxy import Behaviour, Proxy, Script, Tally, cuts, undisturbed
 from tests.faults.resends import ResendingClient
 
@@ -132,3 +134,30 @@ def _acknowledged_as_they_should_be(client: ResendingClient) -> None:
         assert counts
         assert not any(known)
         assert known or number == ROUNDS
+
+
+async def test_who_was_away_when_the_run_ended_is_told_on_coming_back(programs: Programs) -> None:
+    """Its line broke after its last update; the server does not leave before it has come back."""
+    server = programs.server(
+        small(["sst2", "qqp"], run={"rounds": 1}, federation={"min_clients": 2, "evaluate": "none"})
+    )
+    feed = events(server.url)
+    await until(feed, "status")
+    opened = threading.Event()
+
+    def wait(work: Work, cancelled: threading.Event) -> None:
+        del work, cancelled
+        assert opened.wait(PATIENCE_S)
+
+    member = asyncio.create_task(session(server.address, "sst2_client", MadeUpWork(wait)).run())
+    async with peer(server.address) as leaving:
+        await leaving.join("qqp_away")
+        await leaving.send_update(work_done(await leaving.take_work(), ["qqp"], "qqp_away"))
+        await leaving.expect(UpdateAck)
+    await until(feed, "client_left", client_id="qqp_away")
+    opened.set()
+    assert (await member).state == "finished"
+    async with peer(server.address, alive=False) as back:
+        await back.send(Hello(protocol=(PROTOCOL_VERSION,), client_id="qqp_away"))
+        assert (await back.expect(Finished)).rounds_completed == 1
+    assert await asyncio.to_thread(server.wait) == 0
