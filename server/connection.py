@@ -311,8 +311,8 @@ class Connection:
                 self._acknowledge_again(upload.header)
                 return
             self._upload = None
-            counts_in = self._federation.decisions.counts_in
-            update: SpooledUpdate = await asyncio.to_thread(upload.writer.commit, counts_in)
+            spool_round = self._federation.decisions.spool_round
+            update: SpooledUpdate = await asyncio.to_thread(upload.writer.commit, spool_round)
             self._federation.update_spooled(self, update)
 
     def _acknowledge_again(self, header: UpdateHeader) -> None:
@@ -330,7 +330,7 @@ class Connection:
         log.warning("refused an update of %s for round %d: %s", self.client_id, header.round, error)
         self._federation.count_refusal(self, error.code, error.reason)
         self.send(Rejected(code=error.code, reason=error.reason[:2000], round=header.round))
-        if error.code not in ("stale_round", "not_asked", "future_round"):
+        if error.code not in ("stale_round", "stale_version", "not_asked", "future_round"):
             self._federation.refused(self, header.round, error)
 
     def _abandon_upload(self) -> None:

@@ -122,6 +122,9 @@ class Federation:
         self._unaware: set[str] = set()
         #: One version at a time is folded and committed, however long a commit waits for room on the disk.
         self._committing = asyncio.Lock()
+        self._durable_version = version
+        #: Acknowledgements that wait for the version they build on: that version, the client, the message.
+        self._held_acks: list[tuple[int, str, UpdateAck]] = []
         self._stopping = threading.Event()
 
     @property
@@ -174,20 +177,24 @@ class Federation:
     async def _restore_spool(self) -> None:
         """Count the updates that were accepted for the coming round before this process began."""
         kept: dict[str, Kept] = {}
+        version = self.model.version
         # Those of earlier rounds are in the model. Of this round only what is on disk counts.
-        counted = {c: number for c, number in self.history.counted().items() if number <= self.model.version}
-        for update in await self._lane.run(partial(self._spool.load, self.model.version + 1, verify=True)):
+        counted = self.history.counted(version)
+        # What was received for later rounds was not acknowledged: the version it starts from may come out otherwise.
+        await self._lane.run(self._spool.discard_after, version + 1)
+        for update in await self._lane.run(partial(self._spool.load, version + 1, verify=True)):
             header = update.header
-            if (header.run_id, header.plan) == (self.run_id, self.model.plan.digest):
+            known = (header.run_id, header.plan) == (self.run_id, self.model.plan.digest)
+            if known and header.round > counted.get(update.client_id, 0):
                 self._updates[update.client_id] = update
                 # The process may have been killed between the update's file and its row.
-                self._record_update(update, self.model.version + 1)
+                self._record_update(update, version + 1)
                 examples = {task: done.num_examples for task, done in sorted(header.tasks.items())}
-                staleness = self.model.version - header.version
+                staleness = version - header.version
                 kept[update.client_id] = Kept(frozenset(header.tasks), examples, staleness)
                 counted[update.client_id] = header.round
         if kept:
-            log.info("round %d goes on with the updates of %s", self.model.version + 1, ", ".join(sorted(kept)))
+            log.info("round %d goes on with the updates of %s", version + 1, ", ".join(sorted(kept)))
         self.decisions.restore(kept, counted)
 
     async def close(self) -> None:
@@ -338,6 +345,8 @@ class Federation:
         waiting = self._undecided.get(connection.client_id)
         if waiting is not None and waiting.header.round == header.round:
             return "duplicate"
+        if waiting is not None:
+            raise UpdateRejected("not_asked", f"the update of round {waiting.header.round} is still being decided on")
         verdict, code, reason = self.decisions.admission(connection.client_id, header.round)
         if verdict == "refused":
             raise UpdateRejected(code, reason)
@@ -436,19 +445,30 @@ class Federation:
                 update = await self._lane.write(self._spool.move, update, command.counts_in)
             self._updates[client_id] = update
         failpoint("update.counted")
-        connection = self._connections.get(client_id)
-        if connection is not None:
-            connection.send(
-                UpdateAck(
-                    round=command.round_id, version=header.version, update=header.digest, duplicate=command.duplicate
-                )
-            )
+        ack = UpdateAck(
+            round=command.round_id, version=header.version, update=header.digest, duplicate=command.duplicate
+        )
+        self._held_acks.append((command.counts_in - 1, client_id, ack))
+        self._send_acknowledgements()
         if not command.duplicate:
             if client_id in self.participants:
                 self.participants[client_id].rounds += 1
             nbytes = self._record_update(update, command.counts_in)
             self.feed.publish("update_accepted", {"round": command.round_id, "client_id": client_id, "bytes": nbytes})
         failpoint("update.acknowledged")
+
+    def _send_acknowledgements(self) -> None:
+        """Tell clients whose updates are safe: the update and the version it counts on are both on disk.
+
+        While a version is still being written, the next round's updates may come. Should the server die then, that
+        version is made again and may come out otherwise, if somebody was late; so their clients keep them till then.
+        """
+        held, self._held_acks = self._held_acks, []
+        for version, client_id, ack in held:
+            if version > self._durable_version:
+                self._held_acks.append((version, client_id, ack))
+            elif (connection := self._connections.get(client_id)) is not None:
+                connection.send(ack)
 
     def _record_update(self, update: SpooledUpdate, counts_in: int) -> int:
         """Put an update that counts into the history; returns its payload's bytes."""
@@ -519,6 +539,8 @@ class Federation:
         self._close_record(current, command.contributions, reduced)
         self.post(core.Aggregated(command.round_id))
         await self._lane.write(self._commit, current)
+        self._durable_version = self.model.version
+        self._send_acknowledgements()
 
     def _commit(self, current: OpenRound) -> None:
         """Make the version durable, in the lane, where the model does not change meanwhile. Bears being done twice."""
