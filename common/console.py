@@ -10,7 +10,7 @@ from typing import Literal
 LogFormat = Literal["text", "json"]
 
 
-def set_up_logging(*, verbose: bool = False, format: LogFormat = "text") -> None:  # noqa: A002
+def set_up_logging(*, verbose: bool = False, format: LogFormat = "text") -> None:
     """Log to standard error, a line per record; `verbose` includes debugging."""
     del format
     logging.basicConfig(

@@ -97,12 +97,7 @@ class ServerConfig(StrictModel):
     @property
     def on_loopback(self) -> bool:
         """Whether only this machine can connect."""
-        if self.host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return False
+        return is_loopback(self.host)
 
     def located(self, folder: Path) -> ServerConfig:
         """The same with relative paths of files resolved against a folder: a run is resumed from other places."""
@@ -117,6 +112,16 @@ class ServerConfig(StrictModel):
                 "auth": AuthConfig(tokens=None if tokens is None else folder / tokens),
             }
         )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a name or address, without brackets, means this machine and nothing else."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 class CohortConfig(StrictModel):
@@ -199,6 +204,27 @@ class LoadedConfig(StrictModel):
     source: str
     base_dir: Path
     """Folder that relative paths of the file are resolved against."""
+
+    def with_options(self, *, tls: Mapping[str, Path | None], allow_anonymous: bool) -> LoadedConfig:
+        """The same with what the command line says about the server.
+
+        Args:
+            tls: files by their name in `server.tls`, relative to the working directory; None leaves one as it is.
+            allow_anonymous: True allows it; False leaves it as it is.
+
+        Raises:
+            ConfigError: a certificate without its key, or a key without its certificate.
+        """
+        server = self.config.server
+        given = {name: path.absolute() for name, path in tls.items() if path is not None}
+        if given:
+            before = server.tls.model_dump() if server.tls is not None else {}
+            if missing := sorted({"cert", "key"} - (before | given).keys()):
+                raise ConfigError(f"--tls-{missing[0]} is missing (or server.tls.{missing[0]}): TLS needs both")
+            server = server.model_copy(update={"tls": TlsConfig.model_validate(before | given)})
+        if allow_anonymous:
+            server = server.model_copy(update={"allow_anonymous": True})
+        return self.model_copy(update={"config": self.config.model_copy(update={"server": server})})
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> LoadedConfig:

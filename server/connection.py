@@ -38,8 +38,10 @@ from common.outbox import Outbox, OutboxFull
 from common.stream import StreamReceiver, asset_frames, chunk_frames
 from common.tensors import EncodedTensor
 from common.wire import decode_frame, encode_frame
+from server.authentication import Credentials
 from server.link import Link
 from server.spool import SpooledUpdate, SpoolWriter
+from server.tls import peer_of
 
 if TYPE_CHECKING:
     from server.federation import Federation
@@ -65,6 +67,7 @@ class Connection:
         client_id: who it is, once it has said hello.
         tasks: its tasks, once welcomed.
         full: it synchronises the whole model, not its slice.
+        credentials: what its admission rests on.
         bytes_down: bytes of frames sent.
         bytes_up: bytes of frames received.
     """
@@ -73,6 +76,7 @@ class Connection:
         self.client_id = ""
         self.tasks: frozenset[str] = frozenset()
         self.full = False
+        self.credentials = Credentials()
         self.bytes_down = 0
         self.bytes_up = 0
         self.said_goodbye = False
@@ -155,7 +159,7 @@ class Connection:
         message = await self._receive()
         self._link.take(message)
         if isinstance(message, Hello):
-            welcome, assets = self._federation.welcome(self, message)
+            welcome, assets = self._federation.welcome(self, message, peer_of(self._socket))
             self._outbox.put(welcome)
             for asset in welcome.assets:
                 if asset.sha256 not in message.assets:

@@ -24,6 +24,7 @@ from common.messages import (
     Hello,
     Progress,
     Ready,
+    Refusal,
     Rejected,
     RoundClosed,
     UpdateAck,
@@ -34,8 +35,9 @@ from common.messages import (
 from common.metrics import Evaluation
 from common.tasks import TaskSpec
 from server import coordination as core
-from server.admission import agree_on_encoding, agree_on_protocol, assign_tasks, check_update
+from server.admission import agree_on_encoding, agree_on_protocol, check_update
 from server.aggregation import build_aggregator
+from server.authentication import TOKEN_ENDED, Authenticator
 from server.config import Config
 from server.connection import Connection
 from server.coordinator import Coordinator
@@ -50,6 +52,7 @@ from server.scoreboard import RoundRecord, Scoreboard
 from server.spool import Spool, SpooledUpdate
 from server.summary import summarise
 from server.timers import Timers
+from server.tls import Peer
 from server.welcome import Introduction
 
 log = logging.getLogger("fedmtl.server")
@@ -69,6 +72,7 @@ class Federation:
         history: its database.
         run_id: the run's id.
         decisions: the coordinator.
+        authenticator: who may take part.
     """
 
     def __init__(
@@ -81,6 +85,7 @@ class Federation:
         history: History,
         run_id: str,
         decisions: Coordinator,
+        authenticator: Authenticator,
     ) -> None:
         self.config = config
         self.specs = specs
@@ -89,6 +94,7 @@ class Federation:
         self.history = history
         self.run_id = run_id
         self.decisions = decisions
+        self.authenticator = authenticator
         self.summary_of_model = family.summary()
         # What a resumed run's summary says goes on from where it stopped.
         self.scoreboard = Scoreboard.restored(model.version, history.rounds(), history.updates(), history.evaluations())
@@ -180,19 +186,22 @@ class Federation:
 
     # --- what connections report
 
-    def welcome(self, connection: Connection, hello: Hello) -> tuple[Welcome, Mapping[str, bytes]]:
+    def welcome(self, connection: Connection, hello: Hello, peer: Peer) -> tuple[Welcome, Mapping[str, bytes]]:
         """Admit a client or raise `ProtocolError` with the reason of the refusal."""
         version = agree_on_protocol(hello.protocol)
         up = agree_on_encoding(hello.encodings_up, "encodings_up")
         down = agree_on_encoding(hello.encodings_down, "encodings_down")
-        tasks = assign_tasks(hello.client_id, hello.tasks, self.specs)
+        whole = hello.sync == "full"
+        admitted = self.authenticator.client(hello.token, hello.client_id, hello.tasks, peer, whole_model=whole)
+        tasks = admitted.tasks
         if len(self._connections) >= self.config.server.limits.connections:
             raise ProtocolError("busy", f"{len(self._connections)} clients are connected, no more are taken")
         if self.finished.done():
             raise ProtocolError("shutting_down", "the run is over")
         if hello.client_id in self._connections:
             raise ProtocolError("duplicate_client", f"a client called {hello.client_id!r} is connected already")
-        connection.client_id, connection.tasks, connection.full = hello.client_id, tasks, hello.sync == "full"
+        connection.client_id, connection.tasks, connection.full = hello.client_id, tasks, whole
+        connection.credentials = admitted.credentials
         self._connections[hello.client_id] = connection
         self._empty.clear()
         return self._introduction.welcome(hello, tasks, version, up, down), self._introduction.assets
@@ -252,6 +261,14 @@ class Federation:
                 )
         self.post(core.EvaluationArrived(connection.client_id, report.version))
 
+    def drop_revoked(self) -> None:
+        """End the connections of clients whose tokens were revoked or have expired since they were let in."""
+        for connection in list(self._connections.values()):
+            if not self.authenticator.still_valid(connection.credentials):
+                log.warning("closing the connection of %s: %s", connection.client_id, TOKEN_ENDED)
+                connection.send(Refusal(code="authentication", reason=TOKEN_ENDED))
+                connection.close()
+
     def declined(self, connection: Connection, round_id: int, reason: str) -> None:
         """A client can't contribute to a round."""
         self.post(core.UpdateDeclined(connection.client_id, round_id, reason))
@@ -262,6 +279,8 @@ class Federation:
 
     def admit(self, connection: Connection, header: UpdateHeader) -> Literal["wanted", "duplicate"]:
         """Whether an announced update is to be received; raises `UpdateRejected` when it is refused."""
+        if not self.authenticator.still_valid(connection.credentials):
+            raise UpdateRejected("authentication", TOKEN_ENDED)
         waiting = self._undecided.get(connection.client_id)
         if waiting is not None and waiting.header.round == header.round:
             return "duplicate"

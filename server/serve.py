@@ -8,6 +8,7 @@ import gc
 import logging
 import signal
 import socket
+import ssl
 import sys
 from collections.abc import Iterator, Mapping
 from datetime import datetime
@@ -29,6 +30,7 @@ from common.plan_diff import describe
 from common.seeds import derive_seed
 from common.tasks import TaskSpec
 from server.app import create_app
+from server.authentication import Authenticator, build_authenticator
 from server.cohort import sample_cohort
 from server.config import Config, LoadedConfig, resolve_config
 from server.coordinator import Coordinator, Rules
@@ -38,22 +40,28 @@ from server.model_state import ModelState
 from server.round import Quorum
 from server.run_directory import RunDirectory
 from server.strategy import initial_plan
+from server.tls import CertifiedWebSocket, bounded_handshakes, server_context
 
 log = logging.getLogger("fedmtl.server")
 #: Bytes of a frame beside its payload: header, names, checksum.
 FRAME_OVERHEAD: Final = 4096
+#: Seconds between two looks at whether a connected client's token still counts.
+REVOCATION_S: Final = 1.0
 
 
 class _Web(uvicorn.Server):
     """uvicorn without its own signal handling: a signal stops the run first, then the listener."""
 
-    def __init__(self, config: uvicorn.Config) -> None:
+    def __init__(self, config: uvicorn.Config, handshake_s: float) -> None:
         super().__init__(config)
+        self._handshake_s = handshake_s
         self._up = asyncio.Event()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start listening, and say so."""
-        await super().startup(sockets)
+        limits = bounded_handshakes(asyncio.get_running_loop(), self._handshake_s)
+        with limits if self.config.ssl else contextlib.nullcontext():
+            await super().startup(sockets)
         self._up.set()
 
     async def listening(self, serving: asyncio.Task[None]) -> None:
@@ -76,10 +84,14 @@ def serve(loaded: LoadedConfig, run_dir: Path | None, *, resume: bool) -> int:
     """
     config = loaded.config
     run_id = config.run.name or f"{datetime.now():%Y%m%d-%H%M%S}-{derive_seed(config.run.seed, 'run') % 0xFFFF:04x}"
+    folder = run_dir or config.run.dir or Path("runs") / run_id
+    # Who may connect is settled before anybody can.
+    authenticator = build_authenticator(config.server, folder, loaded.specs)
+    tls = server_context(config.server.tls) if config.server.tls is not None else None
     listener = _listen(config)
     with contextlib.ExitStack() as stack:
         stack.callback(listener.close)
-        directory = RunDirectory(run_dir or config.run.dir or Path("runs") / run_id, resume=resume)
+        directory = RunDirectory(folder, resume=resume)
         stack.callback(directory.close)
         family = _family_of(loaded, directory, resume=resume)
         history = History(directory.database)
@@ -92,7 +104,9 @@ def serve(loaded: LoadedConfig, run_dir: Path | None, *, resume: bool) -> int:
         directory.write_config(resolved(loaded))
         if not resume:
             write_family(family.describe(), family.assets(), directory.family)
-        run = partial(_run, config, loaded.specs, family, model, directory, history, run_id, listener)
+        run = partial(
+            _run, config, loaded.specs, family, model, directory, history, run_id, listener, authenticator, tls
+        )
         # What start-up made (torch, transformers: hundreds of thousands of objects) stays to the end. Looking through
         # all of it in every full collection took a large part of the server's busy time.
         gc.collect()
@@ -206,11 +220,13 @@ async def _run(
     history: History,
     run_id: str,
     listener: socket.socket,
+    authenticator: Authenticator,
+    tls: ssl.SSLContext | None,
 ) -> int:
     decisions = _decisions(config, specs, model.version)
-    federation = Federation(config, specs, family, model, directory, history, run_id, decisions)
+    federation = Federation(config, specs, family, model, directory, history, run_id, decisions, authenticator)
     await federation.begin_run()
-    web = _Web(_web_config(config, federation))
+    web = _Web(_web_config(config, federation, tls), config.server.limits.handshake_s)
     serving = asyncio.create_task(web.serve(sockets=[listener]))
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -218,9 +234,11 @@ async def _run(
     await web.listening(serving)
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
-    sys.stdout.write(f"ready url=http://{shown}:{port} run_dir={directory.path}\n")
+    sys.stdout.write(f"ready url={'https' if tls else 'http'}://{shown}:{port} run_dir={directory.path}\n")
     sys.stdout.flush()
+    revocations = asyncio.create_task(_follow_revocations(federation))
     outcome = await federation.run()
+    revocations.cancel()
     await federation.drained(config.server.limits.silence_s)
     web.should_exit = True
     # uvicorn says goodbye to every connection, and fails on one whose peer is half way through closing it.
@@ -231,12 +249,18 @@ async def _run(
     return EXIT_OK if outcome in ("finished", "stopped") else EXIT_RUN_FAILED
 
 
-def _web_config(config: Config, federation: Federation) -> uvicorn.Config:
+async def _follow_revocations(federation: Federation) -> None:
+    while True:
+        await asyncio.sleep(REVOCATION_S)
+        federation.drop_revoked()
+
+
+def _web_config(config: Config, federation: Federation, tls: ssl.SSLContext | None) -> uvicorn.Config:
     limits = config.server.limits
     return uvicorn.Config(
         create_app(federation),
-        # The sans-I/O implementation; tensors do not compress, and liveness is the protocol's own matter.
-        ws="websockets-sansio",
+        # On the sans-I/O implementation; tensors do not compress, and liveness is the protocol's own matter.
+        ws=CertifiedWebSocket,
         ws_max_size=max(limits.control_bytes, limits.chunk_bytes + FRAME_OVERHEAD),
         ws_per_message_deflate=False,
         ws_ping_interval=None,
@@ -246,4 +270,5 @@ def _web_config(config: Config, federation: Federation) -> uvicorn.Config:
         log_config=None,
         log_level="warning",
         timeout_graceful_shutdown=2,
+        ssl_context_factory=None if tls is None else lambda *_: tls,
     )

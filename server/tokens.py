@@ -226,14 +226,17 @@ def parse_tokens(content: bytes, path: Path) -> dict[str, StoredToken]:
 class LiveTokens:
     """The file as a running server sees it: read again whenever it changes, so that a revocation takes effect.
 
-    A file that is gone, unreadable or malformed holds no token for anybody, which the log says once.
+    A file that is gone, unreadable or malformed holds no token for anybody, which the log says once. Used by one
+    thread, that of the event loop.
 
     Args:
         path: the file.
+        may_come: the file need not be there yet; once it was, it has to stay.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, may_come: bool = False) -> None:
         self.path = path
+        self._may_come = may_come
         self._seen: tuple[int, int, int] | None = None
         self._tokens: dict[str, StoredToken] = {}
         self._trouble = ""
@@ -248,6 +251,8 @@ class LiveTokens:
         try:
             self._refresh()
         except (OSError, ConfigError) as error:
+            if self._may_come and isinstance(error, FileNotFoundError):
+                return self._tokens
             self._seen, self._tokens = None, {}
             trouble = str(error)
             if trouble != self._trouble:
@@ -263,7 +268,7 @@ class LiveTokens:
                 self._tokens = parse_tokens(file.read(), self.path)
             if self._seen is not None or self._trouble:
                 log.info("read the tokens in %s again: %d records", self.path, len(self._tokens))
-            self._seen, self._trouble = seen, ""
+            self._seen, self._trouble, self._may_come = seen, "", False
 
     @staticmethod
     def _signature(status: os.stat_result) -> tuple[int, int, int]:

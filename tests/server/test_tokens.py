@@ -1,4 +1,4 @@
-"""Tokens: secrets are not kept, two commands at once lose nothing, a changed file takes effect, a broken one admits nobody."""
+"""Tokens: secrets are not kept, two commands at once lose nothing, a changed file takes effect, a broken one admits none."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_a_token_ends_when_it_expires_or_is_revoked(store: TokenStore) -> None:
     assert record.state(now + timedelta(hours=1)) == "expired"
     (revoked,) = store.revoke(lambda token: token.client_id == "alice")
     assert revoked.state(now) == "revoked"
-    assert store.revoke(lambda token: True) == [], "it is revoked already"
+    assert store.revoke(lambda _: True) == [], "it is revoked already"
     assert store.read()[record.id].revoked == revoked.revoked
 
 
