@@ -30,9 +30,7 @@ from server.tls import Peer, names_of
 from server.tokens import TOKENS_FILE, LiveTokens, StoredToken, find, utc_now
 
 log = logging.getLogger("fedmtl.server")
-TOKEN_ENDED: Final = (  # noqa: S105  # what is said of one
-    "the client's token was revoked or has expired"
-)
+CREDENTIALS_ENDED: Final = "the client's token was revoked or has expired"
 #: Said of a token whose secret is not known here, whatever is wrong with it: a stranger learns nothing.
 _UNKNOWN: Final = "the token is not one of this server's"
 
@@ -171,7 +169,7 @@ class Authenticator:
         if client_id not in names_of(peer.certificate or {}):
             raise ProtocolError(
                 "authentication",
-                f"the client certificate is not for {client_id!r}: a common name or DNS name in it has to be the client id",
+                f"the client certificate is not for {client_id!r}: its common name or a DNS name must be the id",
             )
 
     def _client_tokens_asked(self) -> bool:

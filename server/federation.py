@@ -37,7 +37,7 @@ from common.tasks import TaskSpec
 from server import coordination as core
 from server.admission import agree_on_encoding, agree_on_protocol, check_update
 from server.aggregation import build_aggregator
-from server.authentication import TOKEN_ENDED, Authenticator
+from server.authentication import CREDENTIALS_ENDED, Authenticator
 from server.config import Config
 from server.connection import Connection
 from server.coordinator import Coordinator
@@ -265,8 +265,8 @@ class Federation:
         """End the connections of clients whose tokens were revoked or have expired since they were let in."""
         for connection in list(self._connections.values()):
             if not self.authenticator.still_valid(connection.credentials):
-                log.warning("closing the connection of %s: %s", connection.client_id, TOKEN_ENDED)
-                connection.send(Refusal(code="authentication", reason=TOKEN_ENDED))
+                log.warning("closing the connection of %s: %s", connection.client_id, CREDENTIALS_ENDED)
+                connection.send(Refusal(code="authentication", reason=CREDENTIALS_ENDED))
                 connection.close()
 
     def declined(self, connection: Connection, round_id: int, reason: str) -> None:
@@ -280,7 +280,7 @@ class Federation:
     def admit(self, connection: Connection, header: UpdateHeader) -> Literal["wanted", "duplicate"]:
         """Whether an announced update is to be received; raises `UpdateRejected` when it is refused."""
         if not self.authenticator.still_valid(connection.credentials):
-            raise UpdateRejected("authentication", TOKEN_ENDED)
+            raise UpdateRejected("authentication", CREDENTIALS_ENDED)
         waiting = self._undecided.get(connection.client_id)
         if waiting is not None and waiting.header.round == header.round:
             return "duplicate"

@@ -135,7 +135,7 @@ def parse_expiry(text: str, now: datetime) -> datetime:
         ConfigError: it is neither, or lies in the past.
     """
     try:
-        if span := re.fullmatch(r"(\d{1,6})([mhdw])", text):
+        if span := re.fullmatch(r"([0-9]{1,6})([mhdw])", text):
             moment = now + timedelta(**{UNITS[span[2]]: int(span[1])})
         else:
             moment = datetime.fromisoformat(text)

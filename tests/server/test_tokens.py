@@ -1,4 +1,4 @@
-"""Tokens: secrets are not kept, two commands at once lose nothing, a changed file takes effect, a broken one admits none."""
+"""Tokens: no secret is kept, two commands at once lose nothing, a changed file counts, a broken one admits none."""
 
 from __future__ import annotations
 
