@@ -82,17 +82,20 @@ def add_operator_api(app: FastAPI, run: Operable, gate: Gate, status: Callable[[
 
     @app.post("/api/v1/pause")
     async def pause(request: Request) -> dict[str, Any]:
-        run.pause(gate.operator_of_change(request))
+        by = gate.operator_of_change(request)
+        run.pause(by)
         return status()
 
     @app.post("/api/v1/resume")
     async def resume(request: Request) -> dict[str, Any]:
-        run.unpause(gate.operator_of_change(request))
+        by = gate.operator_of_change(request)
+        run.unpause(by)
         return status()
 
     @app.post("/api/v1/clients/{client_id}/release")
     async def release(client_id: str, request: Request) -> dict[str, Any]:
-        if not run.release(client_id, gate.operator_of_change(request)):
+        by = gate.operator_of_change(request)
+        if not run.release(client_id, by):
             raise HTTPException(404, f"no client called {client_id!r} is in quarantine")
         return status()
 

@@ -13,9 +13,8 @@ from typing import Any
 import pytest
 import typer
 import uvicorn
-from click.testing import Result
 from fastapi import FastAPI, HTTPException, Request, Response
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from server import operator_command
 from server.config import TlsConfig
@@ -30,7 +29,8 @@ operator_command.add_to(app)
 async def run(*words: object, **environment: str) -> Result:
     """A command, in a thread, as the server answers from the loop."""
     arguments = [str(word) for word in words]
-    return await asyncio.to_thread(CliRunner(env=environment).invoke, app, arguments, catch_exceptions=False)
+    runner = CliRunner(env=environment)
+    return await asyncio.to_thread(lambda: runner.invoke(app, arguments, catch_exceptions=False))
 
 
 @asynccontextmanager
