@@ -17,7 +17,7 @@ from starlette.background import BackgroundTask
 
 from server.connection import Connection
 from server.federation import Federation
-from server.operator_api import Gate, add_operator_api
+from server.operator_api import OperatorGate, add_operator_api
 from server.prometheus import exposition, registry_of
 from server.run_directory import load_version
 
@@ -32,7 +32,7 @@ def create_app(federation: Federation) -> FastAPI:
         docs_url=None,
         redoc_url=None,
     )
-    gate = Gate(federation.authenticator, on_loopback=federation.config.server.on_loopback)
+    gate = OperatorGate(federation.authenticator, on_loopback=federation.config.server.on_loopback)
     _add_operations(app, federation)
     _add_api(app, federation, gate)
     add_operator_api(app, federation, gate, lambda: status_of(federation))  # type: ignore[arg-type]  # until merged
@@ -69,7 +69,7 @@ def _add_operations(app: FastAPI, federation: Federation) -> None:
         return Response(exposition(registry), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-def _add_api(app: FastAPI, federation: Federation, gate: Gate) -> None:
+def _add_api(app: FastAPI, federation: Federation, gate: OperatorGate) -> None:
     @app.get("/api/v1/status")
     async def status() -> dict[str, Any]:
         return status_of(federation)

@@ -82,7 +82,8 @@ class Authenticator:
         now: the time; tests set it.
 
     Attributes:
-        on_failure: called with the peer's address whenever a token or certificate is refused.
+        on_failure: called with the peer's address when a request for an operator is refused. (A refused hello is
+            a `ProtocolError` with its code, which the connection counts.)
     """
 
     def __init__(
@@ -120,13 +121,9 @@ class Authenticator:
             ProtocolError: `authentication`, `task_not_allowed` or `unknown_task`. Before it knows the
                 peer it names no task and does not tell an unknown token from a wrong one.
         """
-        try:
-            if self._mutual_tls:
-                self._require_certificate(client_id, peer)
-            record = self._token_of(token, client_id) if self._client_tokens_asked() else None
-        except ProtocolError:
-            self._failed(peer.address)
-            raise
+        if self._mutual_tls:
+            self._require_certificate(client_id, peer)
+        record = self._token_of(token, client_id) if self._client_tokens_asked() else None
         if record is None:
             return Admitted(assign_tasks(client_id, requested, self._tasks), Credentials())
         allowed = self._tasks if record.tasks == "*" else self._tasks & frozenset(record.tasks)
@@ -160,7 +157,8 @@ class Authenticator:
         try:
             return self._operator_of(authorization)
         except OperatorRefused:
-            self._failed(peer.address)
+            if self.on_failure is not None:
+                self.on_failure(peer.address)
             raise
 
     # --- one kind of proof each
@@ -222,10 +220,6 @@ class Authenticator:
         if foreign := sorted(tasks - allowed):
             raise ProtocolError("task_not_allowed", f"the token is not for {', '.join(foreign)}, but for: {mine}")
         return tasks
-
-    def _failed(self, address: str) -> None:
-        if self.on_failure is not None:
-            self.on_failure(address)
 
 
 def build_authenticator(server: ServerConfig, run_folder: Path, tasks: Collection[str]) -> Authenticator:

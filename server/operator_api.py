@@ -31,7 +31,7 @@ class Operable(Protocol):
         """Lift a client's quarantine; False when there is none."""
 
 
-class Gate:
+class OperatorGate:
     """Lets operators through, and keeps the pages of other sites out.
 
     Args:
@@ -77,7 +77,7 @@ class Gate:
         return self.operator(request)
 
 
-def add_operator_api(app: FastAPI, run: Operable, gate: Gate, status: Callable[[], dict[str, Any]]) -> None:
+def add_operator_api(app: FastAPI, run: Operable, gate: OperatorGate, status: Callable[[], dict[str, Any]]) -> None:
     """Add the paths with which an operator changes a run; each answers with the run's new status."""
 
     @app.post("/api/v1/pause")

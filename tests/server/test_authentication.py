@@ -153,19 +153,18 @@ def test_a_file_that_breaks_ends_everything_and_never_opens_up(store: TokenStore
         assert gate.still_valid(credentials)
 
 
-def test_failures_are_reported_with_the_peers_address_and_only_those_of_identity(store: TokenStore) -> None:
+def test_failed_operators_are_reported_with_their_address(store: TokenStore) -> None:
     token, _ = store.add("client", "alice", ["sst2"])
+    boss, _ = store.add("operator", "boss")
     gate = asking(store)
     failures: list[str] = []
     gate.on_failure = failures.append
-    refusal(gate, token, "alice", "qqp")
-    gate.client(token, "alice", (), HERE)
+    gate.operator(f"Bearer {boss}", HERE)
     assert failures == []
-    refusal(gate, token, "bob")
-    refusal(gate, None, "alice")
-    with pytest.raises(OperatorRefused):
-        gate.operator(f"Bearer {token}", Peer("2001:db8::1"))
-    assert failures == ["192.0.2.7", "192.0.2.7", "2001:db8::1"]
+    for header, peer in ((f"Bearer {token}", Peer("2001:db8::1")), (None, HERE)):
+        with pytest.raises(OperatorRefused):
+            gate.operator(header, peer)
+    assert failures == ["2001:db8::1", "192.0.2.7"]
 
 
 # --- certificates

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.authentication import Authenticator
-from server.operator_api import Gate, add_operator_api, same_site
+from server.operator_api import OperatorGate, add_operator_api, same_site
 from server.tokens import LiveTokens, TokenStore
 
 HERE = "http://fed.example:8771"
@@ -40,7 +40,7 @@ class Site:
     def __init__(self, authenticator: Authenticator, *, on_loopback: bool) -> None:
         self.run = FakeRun()
         app = FastAPI()
-        gate = Gate(authenticator, on_loopback=on_loopback)
+        gate = OperatorGate(authenticator, on_loopback=on_loopback)
         add_operator_api(app, self.run, gate, lambda: {"done": len(self.run.done)})
         self._transport = httpx.ASGITransport(app)
 
