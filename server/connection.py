@@ -68,6 +68,7 @@ class Connection:
         tasks: its tasks, once welcomed.
         full: it synchronises the whole model, not its slice.
         credentials: what its admission rests on.
+        revoked: they count no longer: it is being closed, and gets no further work.
         bytes_down: bytes of frames sent.
         bytes_up: bytes of frames received.
     """
@@ -77,6 +78,7 @@ class Connection:
         self.tasks: frozenset[str] = frozenset()
         self.full = False
         self.credentials = Credentials()
+        self.revoked = False
         self.bytes_down = 0
         self.bytes_up = 0
         self.said_goodbye = False

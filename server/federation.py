@@ -264,7 +264,8 @@ class Federation:
     def drop_revoked(self) -> None:
         """End the connections of clients whose tokens were revoked or have expired since they were let in."""
         for connection in list(self._connections.values()):
-            if not self.authenticator.still_valid(connection.credentials):
+            if not connection.revoked and not self.authenticator.still_valid(connection.credentials):
+                connection.revoked = True
                 log.warning("closing the connection of %s: %s", connection.client_id, CREDENTIALS_ENDED)
                 connection.send(Refusal(code="authentication", reason=CREDENTIALS_ENDED))
                 connection.close()
@@ -323,7 +324,7 @@ class Federation:
 
     def _dispatch(self, command: core.Dispatch) -> None:
         connection = self._connections.get(command.client_id)
-        if connection is None:
+        if connection is None or connection.revoked:
             return
         slice_ = self.model.plan.slice(self.specs if connection.full else connection.tasks)
         settings = self.config.training.model_dump(mode="json")
