@@ -5,10 +5,14 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
+from typing import Literal
+
+LogFormat = Literal["text", "json"]
 
 
-def set_up_logging(*, verbose: bool = False) -> None:
+def set_up_logging(*, verbose: bool = False, format: LogFormat = "text") -> None:
     """Log to standard error, a line per record; `verbose` includes debugging."""
+    del format
     logging.basicConfig(
         level=logging.WARNING,
         stream=sys.stderr,

@@ -40,8 +40,10 @@ from common.stream import StreamReceiver, asset_frames, chunk_frames
 from common.tensors import EncodedTensor
 from common.wire import decode_frame, encode_frame
 from server.admission import RunIsOver
+from server.authentication import Credentials
 from server.link import Link
 from server.spool import SpooledUpdate, SpoolWriter
+from server.tls import peer_of
 
 if TYPE_CHECKING:
     from server.federation import Federation
@@ -67,6 +69,8 @@ class Connection:
         client_id: who it is, once it has said hello.
         tasks: its tasks, once welcomed.
         full: it synchronises the whole model, not its slice.
+        credentials: what its admission rests on.
+        revoked: they count no longer: it is being closed, and gets no further work.
         bytes_down: bytes of frames sent.
         bytes_up: bytes of frames received.
     """
@@ -75,6 +79,8 @@ class Connection:
         self.client_id = ""
         self.tasks: frozenset[str] = frozenset()
         self.full = False
+        self.credentials = Credentials()
+        self.revoked = False
         self.bytes_down = 0
         self.bytes_up = 0
         self.said_goodbye = False
@@ -158,7 +164,7 @@ class Connection:
         self._link.take(message)
         if isinstance(message, Hello):
             try:
-                welcome, assets = self._federation.welcome(self, message)
+                welcome, assets = self._federation.welcome(self, message, peer_of(self._socket))
             except RunIsOver as over:
                 await self._transmit(encode_frame(over.message))
                 await self._socket.close(CLOSE_OK)

@@ -38,8 +38,9 @@ from common.messages import (
 from common.metrics import Evaluation
 from common.tasks import TaskSpec
 from server import coordination as core
-from server.admission import RunIsOver, agree_on_encoding, agree_on_protocol, assign_tasks, check_update
+from server.admission import RunIsOver, agree_on_encoding, agree_on_protocol, check_update
 from server.aggregation import AggregatorChoice
+from server.authentication import CREDENTIALS_ENDED, Authenticator
 from server.config import Config
 from server.connection import Connection
 from server.coordinator import Coordinator
@@ -57,6 +58,7 @@ from server.spool import Spool, SpooledUpdate, round_folder
 from server.start import Start
 from server.summary import summarise
 from server.timers import Timers
+from server.tls import Peer
 from server.update_norm import update_norm
 from server.welcome import Introduction
 
@@ -73,6 +75,7 @@ class Federation:
         start: the family, the version to start from and the run's database.
         directory: the run directory, held by this process.
         decisions: the coordinator.
+        authenticator: who may take part.
     """
 
     def __init__(
@@ -82,6 +85,7 @@ class Federation:
         start: Start,
         directory: RunDirectory,
         decisions: Coordinator,
+        authenticator: Authenticator,
     ) -> None:
         self.config = config
         self.specs = specs
@@ -90,6 +94,7 @@ class Federation:
         self.history = history = start.history
         self.run_id = start.run_id
         self.decisions = decisions
+        self.authenticator = authenticator
         self.summary_of_model = start.family.summary()
         version = self.model.version
         # What a resumed run's summary says goes on from where it stopped.
@@ -120,6 +125,7 @@ class Federation:
         self._farewell = Finished(state="stopped", reason="the run has not begun", rounds_completed=0)
         #: Clients that a process before this one did not tell that the run is finished.
         self._unaware: set[str] = set()
+        self._all_told = asyncio.Event()
         #: One version at a time is folded and committed, however long a commit waits for room on the disk.
         self._committing = asyncio.Lock()
         self._durable_version = version
@@ -238,17 +244,21 @@ class Federation:
 
     # --- what connections report
 
-    def welcome(self, connection: Connection, hello: Hello) -> tuple[Welcome, Mapping[str, bytes]]:
+    def welcome(self, connection: Connection, hello: Hello, peer: Peer) -> tuple[Welcome, Mapping[str, bytes]]:
         """Admit a client or raise `ProtocolError` with the reason of the refusal."""
         if self._progress == "resuming":
             raise ProtocolError("busy", "the server is resuming the run; try again in a moment")
-        if self.over:
-            self._unaware.discard(hello.client_id)
-            raise RunIsOver(self._farewell)
         version = agree_on_protocol(hello.protocol)
         up = agree_on_encoding(hello.encodings_up, "encodings_up")
         down = agree_on_encoding(hello.encodings_down, "encodings_down")
-        tasks = assign_tasks(hello.client_id, hello.tasks, self.specs)
+        whole = hello.sync == "full"
+        admitted = self.authenticator.client(hello.token, hello.client_id, hello.tasks, peer, whole_model=whole)
+        tasks = admitted.tasks
+        if self.over:
+            self._unaware.discard(hello.client_id)
+            if not self._unaware:
+                self._all_told.set()
+            raise RunIsOver(self._farewell)
         if len(self._connections) >= self.config.server.limits.connections:
             raise ProtocolError("busy", f"{len(self._connections)} clients are connected, no more are taken")
         if (older := self._connections.get(hello.client_id)) is not None:
@@ -256,7 +266,8 @@ class Federation:
                 raise ProtocolError("duplicate_client", f"a client called {hello.client_id!r} is connected already")
             older.send(Refusal(code="taken_over", reason="another client of this id has connected and takes the place"))
             older.close()
-        connection.client_id, connection.tasks, connection.full = hello.client_id, tasks, hello.sync == "full"
+        connection.client_id, connection.tasks, connection.full = hello.client_id, tasks, whole
+        connection.credentials = admitted.credentials
         self._connections[hello.client_id] = connection
         self._empty.clear()
         return self._introduction.welcome(hello, tasks, version, up, down), self._introduction.assets
@@ -317,6 +328,15 @@ class Federation:
                 )
         self.post(core.EvaluationArrived(connection.client_id, report.version))
 
+    def drop_revoked(self) -> None:
+        """End the connections of clients whose tokens were revoked or have expired since they were let in."""
+        for connection in list(self._connections.values()):
+            if not connection.revoked and not self.authenticator.still_valid(connection.credentials):
+                connection.revoked = True
+                log.warning("closing the connection of %s: %s", connection.client_id, CREDENTIALS_ENDED)
+                connection.send(Refusal(code="authentication", reason=CREDENTIALS_ENDED))
+                connection.close()
+
     def declined(self, connection: Connection, round_id: int, reason: str) -> None:
         """A client can't contribute to a round."""
         self.post(core.UpdateDeclined(connection.client_id, round_id, reason))
@@ -342,6 +362,8 @@ class Federation:
 
     def admit(self, connection: Connection, header: UpdateHeader) -> Literal["wanted", "duplicate"]:
         """Whether an announced update is to be received; raises `UpdateRejected` when it is refused."""
+        if not self.authenticator.still_valid(connection.credentials):
+            raise UpdateRejected("authentication", CREDENTIALS_ENDED)
         waiting = self._undecided.get(connection.client_id)
         if waiting is not None and waiting.header.round == header.round:
             return "duplicate"
@@ -352,14 +374,18 @@ class Federation:
             raise UpdateRejected(code, reason)
         if verdict == "duplicate":
             return "duplicate"
+        slice_ = self.model.plan.slice(self.specs if connection.full else connection.tasks)
         check_update(
             header,
             run_id=self.run_id,
             plan=self.model.plan,
-            slice_=self.model.plan.slice(self.specs if connection.full else connection.tasks),
+            slice_=slice_,
             tasks=connection.tasks,
             full=connection.full,
         )
+        if header.version == self.model.version and header.base not in ("", self.model.digest_of(slice_)):
+            # Its server died with that version on its way to the disk, and somebody who was late then was not now.
+            raise UpdateRejected("stale_version", f"version {header.version} was made again and came out otherwise")
         return "wanted"
 
     def update_spooled(self, connection: Connection, update: SpooledUpdate) -> None:
@@ -414,7 +440,7 @@ class Federation:
 
     def _dispatch(self, command: core.Dispatch) -> None:
         connection = self._connections.get(command.client_id)
-        if connection is None:
+        if connection is None or connection.revoked:
             return
         slice_ = self.model.plan.slice(self.specs if connection.full else connection.tasks)
         settings = self.config.training.model_dump(mode="json")
@@ -425,6 +451,7 @@ class Federation:
             target_rounds=self.config.run.rounds,
             plan=self.model.plan.digest,
             slice=slice_.to_dict(),
+            base=self.model.digest_of(slice_),
             evaluate=command.evaluate,
             training=settings if command.train else None,
             evaluation_settings=None if command.train else settings,
@@ -649,9 +676,10 @@ class Federation:
         self._unaware = set(self.history.get("unaware") or ())
         log.info("the run is finished: %s (raise run.rounds to go on)", reason)
         patience_s = self.config.federation.rejoin_grace_s
-        until = asyncio.get_running_loop().time() + patience_s
-        while self._unaware and asyncio.get_running_loop().time() < until:
-            await asyncio.sleep(0.1)
+        if self._unaware:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(patience_s):
+                    await self._all_told.wait()
         if self._unaware:
             log.warning("%s did not come back in %g s to hear it", ", ".join(sorted(self._unaware)), patience_s)
         return "finished"
