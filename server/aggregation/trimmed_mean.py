@@ -65,21 +65,19 @@ def trimmed_mean(rows: Array, weights: Sequence[float], cut: int) -> Array:
     columns = np.ascontiguousarray(rows.T)
     columns.sort(axis=1)
     low, high = columns[:, cut].copy(), columns[:, len(rows) - 1 - cut].copy()
-    kept_at_low, kept_at_high = _part_kept(columns, low, cut), _part_kept(-columns, -high, cut)
+    # Of the values equal to a bound, the part that is left when `cut` values are gone on its side.
+    at_low = _num_to_keep(rows, low, cut) / sum(row == low for row in rows)
+    at_high = _num_to_keep(-rows, -high, cut) / sum(row == high for row in rows)
     total, weight_kept = np.zeros_like(low), np.zeros_like(low)
     for row, weight in zip(rows, weights, strict=True):
-        kept = ((row > low) & (row < high)) * weight
-        kept += (row == low) * kept_at_low * weight
-        kept += (row == high) * kept_at_high * weight
+        kept = weight * np.where(row == low, at_low, np.where(row == high, at_high, (row > low) & (row < high)))
         weight_kept += kept
         kept *= row
         total += kept
     return np.where(low == high, low, total / weight_kept)
 
 
-def _part_kept(columns: Array, bound: Array, cut: int) -> Array:
-    """Of the values equal to `bound`, the part that is left when the `cut` smallest of a column are gone."""
-    below = np.count_nonzero(columns < bound[:, None], axis=1)
-    equal = np.count_nonzero(columns == bound[:, None], axis=1)
-    kept: Array = (below + equal - cut) / equal
+def _num_to_keep(rows: Array, bound: Array, cut: int) -> Array:
+    """Of the values of a column up to its `bound`, how many are left when the `cut` smallest are gone."""
+    kept: Array = sum(row <= bound for row in rows) - cut
     return kept
