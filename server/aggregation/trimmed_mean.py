@@ -62,7 +62,7 @@ def trimmed_mean(rows: Array, weights: Sequence[float], cut: int) -> Array:
     Returns:
         float64, shape ``(n,)``.
     """
-    columns = np.ascontiguousarray(rows.T)
+    columns = rows.T.copy()
     columns.sort(axis=1)
     low, high = columns[:, cut].copy(), columns[:, len(rows) - 1 - cut].copy()
     # Of the values equal to a bound, the part that is left when `cut` values are gone on its side.
