@@ -37,8 +37,8 @@ class GeometricMedian:
 
     Args:
         smoothing: nu in units of the median length of the deltas: closer than this all deltas pull alike.
-        iterations: most steps; it ends earlier when the coefficients stand still. After 100 the sum of distances is
-            within some thousandths of the smallest even where the best point lies next to a delta, where steps are short.
+        iterations: most steps; it ends earlier when the coefficients stand still. Steps get short where the best point
+            lies next to a delta; after 100 the sum of distances still is within some thousandths of the smallest.
         pool: the threads that work; a pool of its own by default.
     """
 

@@ -129,8 +129,8 @@ def test_memory_for_rows_is_bounded_however_many_clients(
         return DenseDelta((len(tensor),), read)
 
     updates = [SlotUpdate(f"c{k:02}", 1.0, 1, remembered(normal(k, 9000))) for k in range(clients)]
-    # Krum reads the one that it takes once more, in the blocks of the weighted sum.
-    monkeypatch.setattr(weighted_sum, "BLOCK", 1)
+    # Where a weighted sum follows, it reads one delta at a time, in blocks of its own.
+    monkeypatch.setattr(weighted_sum, "BLOCK", 100)
     MAKE[method](BlockPool(1)).reduce(torch.zeros(9000), updates)
     assert max(asked) * clients <= 4000
 
