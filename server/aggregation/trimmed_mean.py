@@ -65,19 +65,17 @@ def trimmed_mean(rows: Array, weights: Sequence[float], cut: int) -> Array:
     columns = rows.T.copy()
     columns.sort(axis=1)
     low, high = columns[:, cut].copy(), columns[:, len(rows) - 1 - cut].copy()
+    is_low, is_high = rows == low, rows == high
     # Of the values equal to a bound, the part that is left when `cut` values are gone on its side.
-    at_low = _num_to_keep(rows, low, cut) / sum(row == low for row in rows)
-    at_high = _num_to_keep(-rows, -high, cut) / sum(row == high for row in rows)
-    total, weight_kept = np.zeros_like(low), np.zeros_like(low)
-    for row, weight in zip(rows, weights, strict=True):
-        kept = weight * np.where(row == low, at_low, np.where(row == high, at_high, (row > low) & (row < high)))
-        weight_kept += kept
-        kept *= row
-        total += kept
-    return np.where(low == high, low, total / weight_kept)
+    at_low = (_count(rows <= low) - cut) / _count(is_low)
+    at_high = (_count(rows >= high) - cut) / _count(is_high)
+    kept = np.where(is_low, at_low, np.where(is_high, at_high, (rows > low) & (rows < high)))
+    kept *= np.array(weights)[:, None]
+    weight_kept = np.add.reduce(kept, axis=0)
+    kept *= rows
+    return np.where(low == high, low, np.add.reduce(kept, axis=0) / weight_kept)
 
 
-def _num_to_keep(rows: Array, bound: Array, cut: int) -> Array:
-    """Of the values of a column up to its `bound`, how many are left when the `cut` smallest are gone."""
-    kept: Array = sum(row <= bound for row in rows) - cut
-    return kept
+def _count(which: Array) -> Array:
+    """How often each column is true."""
+    return np.add.reduce(which, axis=0, dtype=np.int32)
