@@ -6,9 +6,9 @@ Run it with nothing else on the machine::
 
 The model is that of `benchmarks.tensor_path` (one embedding table with nine tenths of the parameters and 38 smaller
 tensors), deltas are float32 in memory, a third of the clients counts as bad. Each figure is the median of the
-repeats, methods taken in turn. ``rows`` is the same with deltas that hold 5 % of the embedding's rows, different ones for each client, as a
-round of text gives. Deltas are normal noise around a common direction: costs do not depend on it, except for the
-steps that the geometric median takes.
+repeats, methods taken in turn. ``rows`` is the same with deltas that hold 5 % of the embedding's rows, different
+ones for each client, as a round of text gives. Deltas are normal noise around a common direction: costs do not
+depend on it, except for the steps that the geometric median takes.
 
 The last line is one JSON object.
 """
@@ -85,7 +85,7 @@ def main() -> None:
 def measure(
     found: Mapping[str, Aggregator], model: Mapping[str, Tensor], updates: Mapping[str, list[SlotUpdate]], repeats: int
 ) -> dict[str, float]:
-    """Method to its median seconds of `repeats` after one that does not count; in turn, so that all see the same day."""
+    """Method to its median seconds of `repeats` after one that does not count; in turn, as machines have moods."""
     spent: dict[str, list[float]] = {name: [] for name in found}
     for _ in range(repeats + 1):
         for name, aggregator in found.items():

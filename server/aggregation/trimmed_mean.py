@@ -78,4 +78,5 @@ def trimmed_mean(rows: Array, weights: Sequence[float], cut: int) -> Array:
 
 def _count(which: Array) -> Array:
     """How often each column is true."""
-    return np.add.reduce(which, axis=0, dtype=np.int32)
+    count: Array = np.add.reduce(which, axis=0, dtype=np.int32)
+    return count
