@@ -35,8 +35,8 @@ def written(folder: Path, deltas: dict[str, Tensor], chunk_bytes: int, *, rows: 
     return writer.commit()
 
 
-def trained_by_mood() -> dict[str, Tensor]:
-    values = random_values(seed=3)
+def trained_by_mood(seed: int = 3) -> dict[str, Tensor]:
+    values = random_values(seed=seed)
     deltas = {slot.id: values[slot.id] for slot in PLAN.slots if "mood" in slot.trained_by}
     deltas["table@mood+topic"][::2] = 0
     return deltas
@@ -48,9 +48,12 @@ def test_it_is_the_length_of_all_slots_together(tmp_path: Path) -> None:
     assert update_norm(spooled(tmp_path, "c", 1, deltas, {"mood": 3}), PLAN) == pytest.approx(expected, rel=1e-12)
 
 
-def test_how_the_client_cuts_orders_and_encodes_changes_no_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("seed", range(4))
+def test_how_the_client_cuts_orders_and_encodes_changes_no_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
     monkeypatch.setattr(distances, "BLOCK", 13)
-    deltas = trained_by_mood()
+    deltas = {slot: delta * 3.7**power for power, (slot, delta) in enumerate(trained_by_mood(seed).items())}
     backwards = dict(reversed(deltas.items()))
     found = {
         update_norm(written(tmp_path / str(number), order, chunk_bytes, rows=rows), PLAN)

@@ -55,6 +55,13 @@ def test_more_than_half_of_the_weight_decides_and_less_does_not() -> None:
 def test_deltas_that_are_mostly_zero_do_not_divide_by_zero() -> None:
     deltas = points([0, 0], [0, 0], [0, 0], [4, 4])
     assert moved(METHOD, updates_of(deltas)).tolist() == pytest.approx([0, 0], abs=1e-9)
+    assert moved(GeometricMedian(iterations=2000), updates_of(deltas)).tolist() == pytest.approx([0, 0], abs=1e-9)
+
+
+def test_squares_at_the_end_of_float64_count_as_infinite() -> None:
+    deltas = [*points([1, 0], [1, 1], [1, 2]), torch.full((2,), 9e153, dtype=torch.float64)]
+    found = moved(METHOD, updates_of(deltas, [0.02, 0.02, 0.02, 0.94]))
+    assert found.tolist() == pytest.approx([1, 1], abs=1e-4)
 
 
 def test_data_is_read_twice_however_many_steps_it_takes() -> None:
