@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from common.errors import ConfigError
+from server.aggregation import AggregationConfig
 from server.config import load_config, resolve_config
+from server.serve import resolved
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 MODEL = {"family": "transformer", "encoder": "some/encoder"}
@@ -52,6 +54,10 @@ def test_the_defaults() -> None:
         ({"federation": {"task_weights": {"sst2": 1, "qqp": float("inf")}}}, "positive and finite"),
         ({"federation": {"task_weights": {"sst2": 1}}}, "federation.task_weights: give a weight for each of"),
         ({"federation": {"task_weights": {"sst2": 1, "qqp": 1, "x": 1}}}, "['qqp', 'sst2']"),
+        (
+            {"federation": {"aggregation": {"use": {"method": "krum"}}}},
+            "my.yaml: federation.aggregation.use.krum.byzantine: this key is required",
+        ),
         ({"server": {"port": 70000}}, "my.yaml: server.port:"),
         ({"server": {"tls": {"cert": "c.pem"}}}, "my.yaml: server.tls.key: this key is required"),
         ({"server": {"auth": {"token": "t"}}}, "my.yaml: server.auth.token: unknown key; the keys here are tokens"),
@@ -111,3 +117,14 @@ def test_overrides_reach_the_configuration(tmp_path: Path) -> None:
     assert loaded.config.server.limits.heartbeat_s == 0.5
     with pytest.raises(ConfigError, match=rf"{path}: run\.rund: unknown key"):
         load_config(path, ["run.rund=7"])
+
+
+def test_aggregation_is_kept_with_the_run_as_it_was_configured() -> None:
+    given = {
+        "use": {"method": "trimmed_mean", "trim": 0.3},
+        "per_slot": [{"match": "head.*", "use": {"method": "norm_clipping", "bound": 2.0}}],
+    }
+    loaded = load(federation={"aggregation": given})
+    kept = resolve_config(resolved(loaded), "config.yaml", Path())
+    assert kept.config.federation.aggregation == loaded.config.federation.aggregation
+    assert kept.config.federation.aggregation == AggregationConfig.model_validate(given)
