@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import typer
 
 from client.tls import client_tls, travels_in_clear
+from common.arguments import TasksCommand, task_names
 from common.console import LogFormat, set_up_logging
 from common.errors import EXIT_OK, ConfigError, FedmtlError
 from common.event_loop import loop_factory
@@ -36,24 +37,7 @@ class Sync(StrEnum):
     FULL = "full"
 
 
-class _Arguments(typer.core.TyperCommand):
-    """Lets ``--tasks`` take several names at once: ``--tasks sst2 qqp``, beside ``--tasks sst2,qqp``."""
-
-    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]  # click's type
-        expanded: list[str] = []
-        after_tasks = False
-        for argument in args:
-            if argument.startswith("-"):
-                after_tasks = argument == "--tasks"
-                expanded.append(argument)
-                continue
-            if after_tasks and expanded[-1] != "--tasks":
-                expanded.append("--tasks")
-            expanded.append(argument)
-        return super().parse_args(ctx, expanded)
-
-
-@app.command(cls=_Arguments)
+@app.command(cls=TasksCommand)
 def run(
     client_id: Annotated[str, typer.Option(help="This client's name in the run, such as sst2_client.")],
     tasks: Annotated[
@@ -103,7 +87,7 @@ def run(
     set_up_logging(verbose=verbose, format=log_format)
     set_log_context(client_id=client_id)
     try:
-        names = tuple(name for given in tasks or [] for name in given.split(",") if name)
+        names = task_names(tasks)
         if not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", client_id):
             raise ConfigError(f"--client-id {client_id!r}: 1 to 64 letters, digits, '_', '.', '-'")
         _require_address(server)

@@ -60,11 +60,13 @@ def announcement(work: Work, update: TrainedUpdate, stream: int) -> UpdateHeader
         round=work.round,
         version=work.version,
         plan=work.plan,
+        base=work.base,
         stream=stream,
         tasks=dict(update.tasks),
         tensors=tuple(tensor.header for tensor in update.tensors),
     )
 
 
-def _identity(work: Work) -> tuple[str, int, int, str]:
-    return (work.run_id, work.round, work.version, work.plan)
+def _identity(work: Work) -> tuple[str, int, int, str, str]:
+    # The base too: a version that is made again after a crash may come out otherwise.
+    return (work.run_id, work.round, work.version, work.plan, work.base)

@@ -42,9 +42,16 @@ class Disk:
             finally:
                 os.close(descriptor)
 
-    def replace(self, path: Path, content: bytes) -> None:
-        """Replace a small file so that after a crash either the old or the new content is there, whole."""
+    def replace(self, path: Path, content: bytes, mode: int | None = None) -> None:
+        """Replace a small file so that after a crash either the old or the new content is there, whole.
+
+        `mode` are the file's permissions, which it has before anything is in it; None leaves them to the umask.
+        """
         temporary = path.with_name(path.name + ".tmp")
+        if mode is not None:
+            # Anew: one left behind by a crash may be open to more readers than this one is to be.
+            temporary.unlink(missing_ok=True)
+            os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode))
         temporary.write_bytes(content)
         self.sync_file(temporary)
         temporary.replace(path)

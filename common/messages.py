@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Annotated, Any, Final, Literal, Self, TypeVar
 
@@ -133,6 +133,12 @@ def _require_unique_slots(headers: Sequence[TensorHeader]) -> None:
         raise ValueError("a slot is listed twice")
 
 
+def base_digest(headers: Iterable[TensorHeader]) -> str:
+    """32 hex digits that say which values a work brings: SHA-256 of its slots and their checksums, in order."""
+    content = [[header.slot, header.checksum] for header in headers]
+    return hashlib.sha256(msgpack.packb(content)).hexdigest()[:32]
+
+
 class DataReport(WireModel):
     """What a client has loaded for one task: numbers of examples and where they come from."""
 
@@ -225,6 +231,7 @@ class UpdateHeader(WireModel):
         round: the round it answers.
         version: the model version the deltas start from.
         plan: digest of the sharing plan the client worked under.
+        base: from the work: which values the deltas start from; empty where the client does not say.
         stream: id of the chunk stream, chosen by the client, new for each attempt.
         tasks: per task what was done.
         tensors: one header per trained slot: deltas, trained value minus received value.
@@ -235,6 +242,7 @@ class UpdateHeader(WireModel):
     round: Round
     version: Round
     plan: Digest
+    base: Digest | Literal[""] = ""
     stream: U32
     tasks: Annotated[dict[Name, TaskContribution], Field(max_length=256)]
     tensors: Items[TensorHeader]
@@ -342,6 +350,7 @@ class Work(WireModel):
         target_rounds: how many rounds the run wants.
         plan: digest of the sharing plan.
         slice: the client's slice (`common.plan.Slice.to_dict`).
+        base: digest of the values that come with it (`base_digest`); goes back in the update.
         evaluate: report metrics of this version first.
         training: how to train (`common.training.TrainSettings` as plain data); None for evaluation only.
         evaluation_settings: the same settings for work that is evaluation only; None otherwise.
@@ -357,6 +366,7 @@ class Work(WireModel):
     target_rounds: Round
     plan: Digest
     slice: Free
+    base: Digest | Literal[""] = ""
     evaluate: bool
     training: Free | None = None
     evaluation_settings: Free | None = None

@@ -1,8 +1,7 @@
-"""``python -m server``: run a federation, or export a model out of a finished one."""
+"""``python -m server``: run a federation, operate a running one, or export a model out of a finished one."""
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from pathlib import Path
@@ -11,11 +10,13 @@ from typing import Annotated
 import typer
 
 from common.config_file import apply_overrides, read_yaml
-from common.console import set_up_logging
-from common.errors import FedmtlError
+from common.console import LogFormat, set_up_logging
+from server import operator_command, tokens_command
+from server.command_end import errors_as_exit_code
 
-log = logging.getLogger("fedmtl.server")
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__, no_args_is_help=True)
+app.add_typer(tokens_command.app, name="tokens")
+operator_command.add_to(app)
 
 
 @app.callback(invoke_without_command=True)
@@ -26,31 +27,46 @@ def run(
         list[str] | None, typer.Option("--set", help="Set one key: key.path=value. May be repeated.")
     ] = None,
     run_dir: Annotated[Path | None, typer.Option(help="The run directory; default runs/<run-id>.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --run-dir.")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Start a server that goes on with the stopped or killed run in --run-dir. "
+            "(A run that is paused goes on with the command `resume`.)",
+        ),
+    ] = False,
+    tls_cert: Annotated[Path | None, typer.Option(help="The server's certificate, PEM (server.tls.cert).")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its private key, PEM (server.tls.key).")] = None,
+    tls_client_ca: Annotated[
+        Path | None, typer.Option(help="Mutual TLS: who signs the clients' certificates, PEM (server.tls.client_ca).")
+    ] = None,
+    allow_anonymous: Annotated[
+        bool, typer.Option("--allow-anonymous", help="Listen off loopback with no authentication at all.")
+    ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Log more.")] = False,
+    log_format: Annotated[LogFormat, typer.Option(help="Lines for people, or a JSON object per line.")] = "text",
 ) -> None:
     """Run a federation."""
-    set_up_logging(verbose=verbose)
+    set_up_logging(verbose=verbose, format=log_format)
     if context.invoked_subcommand is not None:
         return
     # Imported here, as torch takes a second that a mistyped command should not.
     from server.config import load_config, resolve_config
     from server.serve import serve
 
-    try:
+    with errors_as_exit_code():
         if resume and config is None:
             if run_dir is None:
                 raise typer.BadParameter("--resume needs --run-dir (or --config with run.dir)")
             kept = run_dir / "config.yaml"
-            loaded = resolve_config(apply_overrides(read_yaml(kept), overrides or []), str(kept), run_dir)
+            loaded = resolve_config(apply_overrides(read_yaml(kept), overrides or []), str(kept), run_dir.resolve())
         elif config is not None:
             loaded = load_config(config, overrides or [])
         else:
             raise typer.BadParameter("give --config FILE (or --resume --run-dir DIR)")
+        files = {"cert": tls_cert, "key": tls_key, "client_ca": tls_client_ca}
+        loaded = loaded.with_options(tls=files, allow_anonymous=allow_anonymous)
         code = serve(loaded, run_dir, resume=resume)
-    except FedmtlError as error:
-        log.error("%s", error)  # noqa: TRY400  # the operator needs the sentence, not our stack
-        code = error.exit_code
     raise typer.Exit(code)
 
 
@@ -64,11 +80,8 @@ def export(
     """Write one task's model as a folder that `transformers` loads."""
     from server.export_run import export_run
 
-    try:
+    with errors_as_exit_code():
         report = export_run(run, task, out, version)
-    except FedmtlError as error:
-        log.error("%s", error)  # noqa: TRY400
-        raise typer.Exit(error.exit_code) from error
     lines = (f"{report.task} as {report.model_class} in {report.folder}", report.note, *report.load_lines)
     sys.stdout.write("\n".join(line for line in lines if line) + "\n")
 

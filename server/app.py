@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import tempfile
 from collections.abc import AsyncIterator
@@ -9,13 +10,14 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI, HTTPException, Response, WebSocket
+from fastapi import FastAPI, HTTPException, Request, Response, WebSocket
 from fastapi.responses import FileResponse, HTMLResponse, StreamingResponse
 from safetensors.torch import save_file
 from starlette.background import BackgroundTask
 
 from server.connection import Connection
 from server.federation import Federation
+from server.operator_api import OperatorGate, add_operator_api
 from server.prometheus import exposition, registry_of
 from server.run_directory import load_version
 
@@ -30,12 +32,17 @@ def create_app(federation: Federation) -> FastAPI:
         docs_url=None,
         redoc_url=None,
     )
+    gate = OperatorGate(federation.authenticator, on_loopback=federation.config.server.on_loopback)
     _add_operations(app, federation)
-    _add_api(app, federation)
+    _add_api(app, federation, gate)
+    add_operator_api(app, federation, gate, lambda: status_of(federation))
 
     @app.websocket("/ws")
     async def federate(socket: WebSocket) -> None:
-        await Connection(socket, federation).serve()
+        if gate.is_foreign(socket):
+            await socket.close()  # before it is accepted: the answer is a plain 403
+        else:
+            await Connection(socket, federation).serve()
 
     @app.get("/", response_class=HTMLResponse)
     async def page() -> str:
@@ -64,7 +71,7 @@ def _add_operations(app: FastAPI, federation: Federation) -> None:
         return Response(exposition(registry), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-def _add_api(app: FastAPI, federation: Federation) -> None:
+def _add_api(app: FastAPI, federation: Federation, gate: OperatorGate) -> None:
     @app.get("/api/v1/status")
     async def status() -> dict[str, Any]:
         return status_of(federation)
@@ -89,10 +96,11 @@ def _add_api(app: FastAPI, federation: Federation) -> None:
         return {"current": federation.model.plan.to_dict(), "history": federation.history.plans()}
 
     @app.get("/api/v1/models/{task}")
-    def model(task: str) -> FileResponse:
+    async def model(task: str, request: Request) -> FileResponse:
+        gate.operator(request)
         if task not in federation.specs:
             raise HTTPException(404, f"no task {task!r}; this run has: {', '.join(sorted(federation.specs))}")
-        path = _weights_file(federation, task)
+        path = await asyncio.to_thread(_weights_file, federation, task)
         name = f"{federation.run_id}-{task}.safetensors"
         return FileResponse(path, filename=name, background=BackgroundTask(path.unlink))
 

@@ -63,30 +63,65 @@ class LimitsConfig(StrictModel):
         return self
 
 
+class TlsConfig(StrictModel):
+    """Files of the server's certificate, PEM; relative paths start at the configuration's folder."""
+
+    cert: Path
+    """The server's certificate, followed by the intermediate ones if there are any (also ``--tls-cert``)."""
+    key: Path
+    """Its private key, not encrypted (also ``--tls-key``)."""
+    client_ca: Path | None = None
+    """Certificates of the authorities that sign client certificates (also ``--tls-client-ca``). With it TLS is mutual:
+    nobody connects without a certificate, whose common name or a DNS name of which is the client id."""
+
+
+class AuthConfig(StrictModel):
+    """Who may take part."""
+
+    tokens: Path | None = None
+    """The file that ``python -m server tokens`` keeps, relative to the configuration's folder; left out:
+    ``tokens.json`` in the run directory. Where it exists, nobody takes part without a token."""
+
+
 class ServerConfig(StrictModel):
-    """Where the server listens."""
+    """Where the server listens, and to whom."""
 
     host: str = "127.0.0.1"
-    """Address to listen on. Off loopback the server starts only with `allow_anonymous`."""
+    """Address to listen on. Off loopback the server starts only with tokens, mutual TLS or `allow_anonymous`."""
     port: int = Field(default=8771, ge=0, le=65535)
     """TCP port; 0 takes any free one (the ready line says which)."""
     allow_anonymous: bool = False
-    """Let anybody who reaches the port take part. Needed off loopback: this version has no authentication."""
+    """Start off loopback with neither tokens nor mutual TLS: anybody who reaches the port may take part (also
+    ``--allow-anonymous``). Where there are tokens or mutual TLS it changes nothing."""
+    tls: TlsConfig | None = None
+    """Encrypt, and prove to clients that this is the server; left out: plain HTTP and WebSocket."""
+    auth: AuthConfig = AuthConfig()
     duplicate_client: Literal["refuse", "take_over"] = "refuse"
     """What becomes of a second client with the id of a connected one: refused, or it takes the place of the older."""
     limits: LimitsConfig = LimitsConfig()
 
-    @model_validator(mode="after")
-    def _off_loopback_only_when_told(self) -> Self:
-        if not self.allow_anonymous and not _is_loopback(self.host):
-            raise ValueError(
-                f"host {self.host!r} is not a loopback address and clients are not authenticated: "
-                "set server.allow_anonymous: true if everybody who can reach this port may take part"
-            )
-        return self
+    @property
+    def on_loopback(self) -> bool:
+        """Whether only this machine can connect."""
+        return is_loopback(self.host)
+
+    def located(self, folder: Path) -> ServerConfig:
+        """The same with relative paths of files resolved against a folder: a run is resumed from other places."""
+        files = {
+            name: None if path is None else folder / path
+            for name, path in (self.tls.model_dump() if self.tls else {}).items()
+        }
+        tokens = self.auth.tokens
+        return self.model_copy(
+            update={
+                "tls": TlsConfig.model_validate(files) if files else None,
+                "auth": AuthConfig(tokens=None if tokens is None else folder / tokens),
+            }
+        )
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether a name or address, without brackets, means this machine and nothing else."""
     if host == "localhost":
         return True
     try:
@@ -217,6 +252,27 @@ class LoadedConfig(StrictModel):
     base_dir: Path
     """Folder that relative paths of the file are resolved against."""
 
+    def with_options(self, *, tls: Mapping[str, Path | None], allow_anonymous: bool) -> LoadedConfig:
+        """The same with what the command line says about the server.
+
+        Args:
+            tls: files by their name in `server.tls`, relative to the working directory; None leaves one as it is.
+            allow_anonymous: True allows it; False leaves it as it is.
+
+        Raises:
+            ConfigError: a certificate without its key, or a key without its certificate.
+        """
+        server = self.config.server
+        given = {name: path.absolute() for name, path in tls.items() if path is not None}
+        if given:
+            before = server.tls.model_dump() if server.tls is not None else {}
+            if missing := sorted({"cert", "key"} - (before | given).keys()):
+                raise ConfigError(f"--tls-{missing[0]} is missing (or server.tls.{missing[0]}): TLS needs both")
+            server = server.model_copy(update={"tls": TlsConfig.model_validate(before | given)})
+        if allow_anonymous:
+            server = server.model_copy(update={"allow_anonymous": True})
+        return self.model_copy(update={"config": self.config.model_copy(update={"server": server})})
+
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> LoadedConfig:
     """Read, override and validate a configuration file.
@@ -236,4 +292,5 @@ def resolve_config(data: Mapping[str, Any], source: str, base_dir: Path) -> Load
         raise ConfigError(
             f"{source}: federation.task_weights: give a weight for each of {sorted(specs)} (found: {sorted(weights)})"
         )
+    config = config.model_copy(update={"server": config.server.located(base_dir)})
     return LoadedConfig(config=config, specs=specs, source=source, base_dir=base_dir)

@@ -40,8 +40,10 @@ from common.stream import StreamReceiver, asset_frames, chunk_frames
 from common.tensors import EncodedTensor
 from common.wire import decode_frame, encode_frame
 from server.admission import RunIsOver
+from server.authentication import Credentials
 from server.link import Link
 from server.spool import SpooledUpdate, SpoolWriter
+from server.tls import peer_of
 
 if TYPE_CHECKING:
     from server.federation import Federation
@@ -71,6 +73,8 @@ class Connection:
         client_id: who it is, once it has said hello.
         tasks: its tasks, once welcomed.
         full: it synchronises the whole model, not its slice.
+        credentials: what its admission rests on.
+        revoked: they count no longer: it is being closed, and gets no further work.
         bytes_down: bytes of frames sent.
         bytes_up: bytes of frames received.
         said_goodbye: it leaves for good.
@@ -81,6 +85,8 @@ class Connection:
         self.client_id = ""
         self.tasks: frozenset[str] = frozenset()
         self.full = False
+        self.credentials = Credentials()
+        self.revoked = False
         self.bytes_down = 0
         self.bytes_up = 0
         self.said_goodbye = False
@@ -170,7 +176,7 @@ class Connection:
         self._link.take(message)
         if isinstance(message, Hello):
             try:
-                welcome, assets = self._federation.welcome(self, message)
+                welcome, assets = self._federation.welcome(self, message, peer_of(self._socket))
             except RunIsOver as over:
                 await self._transmit(encode_frame(over.message))
                 await self._socket.close(CLOSE_OK)
@@ -329,8 +335,8 @@ class Connection:
                 self._answer_again(upload.header, verdict)
                 return
             self._upload = None
-            counts_in = self._federation.decisions.counts_in
-            update: SpooledUpdate = await asyncio.to_thread(upload.writer.commit, counts_in)
+            spool_round = self._federation.decisions.spool_round
+            update: SpooledUpdate = await asyncio.to_thread(upload.writer.commit, spool_round)
             self._federation.update_spooled(self, update)
 
     def _answer_again(self, header: UpdateHeader, verdict: Literal["duplicate", "undecided"]) -> None:
@@ -349,7 +355,7 @@ class Connection:
         log.warning("refused an update of %s for round %d: %s", self.client_id, header.round, error)
         self._federation.count_refusal(self, error.code, error.reason)
         self.send(Rejected(code=error.code, reason=error.reason[:2000], round=header.round))
-        if error.code not in ("stale_round", "not_asked", "future_round"):
+        if error.code not in ("stale_round", "stale_version", "not_asked", "future_round"):
             self._federation.refused(self, header.round, error)
 
     def _abandon_upload(self) -> None:

@@ -197,10 +197,20 @@ class Coordinator:
         """The round in which an update that is accepted now counts."""
         return self.version + 1
 
+    @property
+    def spool_round(self) -> int:
+        """The round in whose folder an update that arrives now is written.
+
+        While a round closes its folder must stay as it is: what is in there is being folded.
+        """
+        return self.version + (2 if self.phase in _CLOSING else 1)
+
     def _takes_late(self, client_id: str, round_id: int) -> bool:
         limit = self.rules.max_staleness
         if limit is None or self.counts_in - round_id > limit or self.phase is Phase.EVALUATING:
             return False
+        if round_id <= self._counted.get(client_id, 0):
+            return False  # it counted, before one that counted later
         if self.phase is Phase.TRAINING:
             assert self.round is not None
             # One that came back was given new work, as nobody could know that it had finished the old.

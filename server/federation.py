@@ -39,8 +39,9 @@ from common.messages import (
 from common.metrics import Evaluation
 from common.tasks import TaskSpec
 from server import coordination as core
-from server.admission import RunIsOver, agree_on_encoding, agree_on_protocol, assign_tasks, check_update
+from server.admission import RunIsOver, agree_on_encoding, agree_on_protocol, check_update
 from server.aggregation import AggregatorChoice
+from server.authentication import CREDENTIALS_ENDED, Authenticator
 from server.config import Config
 from server.connection import Connection
 from server.coordinator import Coordinator
@@ -59,6 +60,7 @@ from server.spool import Spool, SpooledUpdate, round_folder
 from server.start import Start
 from server.summary import summarise
 from server.timers import Timers
+from server.tls import Peer
 from server.update_norm import update_norm
 from server.welcome import Introduction
 
@@ -75,6 +77,7 @@ class Federation:
         start: the family, the version to start from and the run's database.
         directory: the run directory, held by this process.
         decisions: the coordinator.
+        authenticator: who may take part.
     """
 
     def __init__(
@@ -84,6 +87,7 @@ class Federation:
         start: Start,
         directory: RunDirectory,
         decisions: Coordinator,
+        authenticator: Authenticator,
     ) -> None:
         self.config = config
         self.specs = specs
@@ -92,6 +96,7 @@ class Federation:
         self.history = history = start.history
         self.run_id = start.run_id
         self.decisions = decisions
+        self.authenticator = authenticator
         self.summary_of_model = start.family.summary()
         version = self.model.version
         # What a resumed run's summary says goes on from where it stopped.
@@ -123,8 +128,12 @@ class Federation:
         self._farewell = Finished(state="stopped", reason="the run has not begun", rounds_completed=0)
         #: Clients that could not be told that the run is over: by this process, or by one before it that finished it.
         self._unaware: set[str] = set()
+        self._all_told = asyncio.Event()
         #: One version at a time is folded and committed, however long a commit waits for room on the disk.
         self._committing = asyncio.Lock()
+        self._durable_version = version
+        #: Acknowledgements that wait for the version they build on: that version, the client, the message.
+        self._held_acks: list[tuple[int, str, UpdateAck]] = []
         self._stopping = threading.Event()
 
     @property
@@ -182,20 +191,24 @@ class Federation:
     async def _restore_spool(self) -> None:
         """Count the updates that were accepted for the coming round before this process began."""
         kept: dict[str, Kept] = {}
+        version = self.model.version
         # Those of earlier rounds are in the model. Of this round only what is on disk counts.
-        counted = {c: number for c, number in self.history.counted().items() if number <= self.model.version}
-        for update in await self._lane.run(partial(self._spool.load, self.model.version + 1, verify=True)):
+        counted = self.history.counted(version)
+        # What was received for later rounds was not acknowledged: the version it starts from may come out otherwise.
+        await self._lane.run(self._spool.discard_after, version + 1)
+        for update in await self._lane.run(partial(self._spool.load, version + 1, verify=True)):
             header = update.header
-            if (header.run_id, header.plan) == (self.run_id, self.model.plan.digest):
+            known = (header.run_id, header.plan) == (self.run_id, self.model.plan.digest)
+            if known and header.round > counted.get(update.client_id, 0):
                 self._updates[update.client_id] = update
                 # The process may have been killed between the update's file and its row.
-                self._record_update(update, self.model.version + 1)
+                self._record_update(update, version + 1)
                 examples = {task: done.num_examples for task, done in sorted(header.tasks.items())}
-                staleness = self.model.version - header.version
+                staleness = version - header.version
                 kept[update.client_id] = Kept(frozenset(header.tasks), examples, staleness)
                 counted[update.client_id] = header.round
         if kept:
-            log.info("round %d goes on with the updates of %s", self.model.version + 1, ", ".join(sorted(kept)))
+            log.info("round %d goes on with the updates of %s", version + 1, ", ".join(sorted(kept)))
         self.decisions.restore(kept, counted)
 
     async def close(self) -> None:
@@ -239,17 +252,21 @@ class Federation:
 
     # --- what connections report
 
-    def welcome(self, connection: Connection, hello: Hello) -> tuple[Welcome, Mapping[str, bytes]]:
+    def welcome(self, connection: Connection, hello: Hello, peer: Peer) -> tuple[Welcome, Mapping[str, bytes]]:
         """Admit a client or raise `ProtocolError` with the reason of the refusal."""
         if self._progress == "resuming":
             raise ProtocolError("busy", "the server is resuming the run; try again in a moment")
-        if self.over:
-            self._unaware.discard(hello.client_id)
-            raise RunIsOver(self._farewell)
         version = agree_on_protocol(hello.protocol)
         up = agree_on_encoding(hello.encodings_up, "encodings_up")
         down = agree_on_encoding(hello.encodings_down, "encodings_down")
-        tasks = assign_tasks(hello.client_id, hello.tasks, self.specs)
+        whole = hello.sync == "full"
+        admitted = self.authenticator.client(hello.token, hello.client_id, hello.tasks, peer, whole_model=whole)
+        tasks = admitted.tasks
+        if self.over:
+            self._unaware.discard(hello.client_id)
+            if not self._unaware:
+                self._all_told.set()
+            raise RunIsOver(self._farewell)
         if len(self._connections) >= self.config.server.limits.connections:
             raise ProtocolError("busy", f"{len(self._connections)} clients are connected, no more are taken")
         if (older := self._connections.get(hello.client_id)) is not None:
@@ -257,7 +274,8 @@ class Federation:
                 raise ProtocolError("duplicate_client", f"a client called {hello.client_id!r} is connected already")
             older.send(Refusal(code="taken_over", reason="another client of this id has connected and takes the place"))
             older.close()
-        connection.client_id, connection.tasks, connection.full = hello.client_id, tasks, hello.sync == "full"
+        connection.client_id, connection.tasks, connection.full = hello.client_id, tasks, whole
+        connection.credentials = admitted.credentials
         self._connections[hello.client_id] = connection
         bind_log_context(client_id=hello.client_id)  # the connection's own task
         return self._introduction.welcome(hello, tasks, version, up, down), self._introduction.assets
@@ -319,6 +337,15 @@ class Federation:
                 )
         self.post(core.EvaluationArrived(connection.client_id, report.version))
 
+    def drop_revoked(self) -> None:
+        """End the connections of clients whose tokens were revoked or have expired since they were let in."""
+        for connection in list(self._connections.values()):
+            if not connection.revoked and not self.authenticator.still_valid(connection.credentials):
+                connection.revoked = True
+                log.warning("closing the connection of %s: %s", connection.client_id, CREDENTIALS_ENDED)
+                connection.send(Refusal(code="authentication", reason=CREDENTIALS_ENDED))
+                connection.close()
+
     def declined(self, connection: Connection, round_id: int, reason: str) -> None:
         """A client can't contribute to a round."""
         self.post(core.UpdateDeclined(connection.client_id, round_id, reason))
@@ -345,24 +372,35 @@ class Federation:
     def admit(self, connection: Connection, header: UpdateHeader) -> Literal["wanted", "duplicate", "undecided"]:
         """Whether an announced update is to be received; raises `UpdateRejected` when it is refused.
 
-        An undecided one is on disk, but whether it counts is not settled: the answer to it is the answer to this one.
+        An undecided one is on disk already, but whether it counts, or the version that it counts on, is not settled:
+        the answer to the first transmission is the answer to this one too.
         """
+        if not self.authenticator.still_valid(connection.credentials):
+            raise UpdateRejected("authentication", CREDENTIALS_ENDED)
         waiting = self._undecided.get(connection.client_id)
         if waiting is not None and waiting.header.round == header.round:
+            return "undecided"
+        if waiting is not None:
+            raise UpdateRejected("not_asked", f"the update of round {waiting.header.round} is still being decided on")
+        if any((client_id, ack.round) == (connection.client_id, header.round) for _, client_id, ack in self._held_acks):
             return "undecided"
         verdict, code, reason = self.decisions.admission(connection.client_id, header.round)
         if verdict == "refused":
             raise UpdateRejected(code, reason)
         if verdict == "duplicate":
             return "duplicate"
+        slice_ = self.model.plan.slice(self.specs if connection.full else connection.tasks)
         check_update(
             header,
             run_id=self.run_id,
             plan=self.model.plan,
-            slice_=self.model.plan.slice(self.specs if connection.full else connection.tasks),
+            slice_=slice_,
             tasks=connection.tasks,
             full=connection.full,
         )
+        if header.version == self.model.version and header.base not in ("", self.model.digest_of(slice_)):
+            # Its server died with that version on its way to the disk, and somebody who was late then was not now.
+            raise UpdateRejected("stale_version", f"version {header.version} was made again and came out otherwise")
         return "wanted"
 
     def update_spooled(self, connection: Connection, update: SpooledUpdate) -> None:
@@ -420,7 +458,7 @@ class Federation:
 
     def _dispatch(self, command: core.Dispatch) -> None:
         connection = self._connections.get(command.client_id)
-        if connection is None:
+        if connection is None or connection.revoked:
             return
         slice_ = self.model.plan.slice(self.specs if connection.full else connection.tasks)
         settings = self.config.training.model_dump(mode="json")
@@ -431,6 +469,7 @@ class Federation:
             target_rounds=self.config.run.rounds,
             plan=self.model.plan.digest,
             slice=slice_.to_dict(),
+            base=self.model.digest_of(slice_),
             evaluate=command.evaluate,
             training=settings if command.train else None,
             evaluation_settings=None if command.train else settings,
@@ -451,13 +490,11 @@ class Federation:
                 update = await self._lane.write(self._spool.move, update, command.counts_in)
             self._updates[client_id] = update
         failpoint("update.counted")
-        connection = self._connections.get(client_id)
-        if connection is not None:
-            connection.send(
-                UpdateAck(
-                    round=command.round_id, version=header.version, update=header.digest, duplicate=command.duplicate
-                )
-            )
+        ack = UpdateAck(
+            round=command.round_id, version=header.version, update=header.digest, duplicate=command.duplicate
+        )
+        self._held_acks.append((command.counts_in - 1, client_id, ack))
+        self._send_acknowledgements()
         if not command.duplicate:
             self.measures.updates_accepted.inc()
             if client_id in self.participants:
@@ -465,6 +502,19 @@ class Federation:
             nbytes = self._record_update(update, command.counts_in)
             self.feed.publish("update_accepted", {"round": command.round_id, "client_id": client_id, "bytes": nbytes})
         failpoint("update.acknowledged")
+
+    def _send_acknowledgements(self) -> None:
+        """Tell clients whose updates are safe: the update and the version it counts on are both on disk.
+
+        While a version is still being written, the next round's updates may come. Should the server die then, that
+        version is made again and may come out otherwise, if somebody was late; so their clients keep them till then.
+        """
+        held, self._held_acks = self._held_acks, []
+        for version, client_id, ack in held:
+            if version > self._durable_version:
+                self._held_acks.append((version, client_id, ack))
+            elif (connection := self._connections.get(client_id)) is not None:
+                connection.send(ack)
 
     def _record_update(self, update: SpooledUpdate, counts_in: int) -> int:
         """Put an update that counts into the history; returns its payload's bytes."""
@@ -535,6 +585,8 @@ class Federation:
         self._close_record(current, command.contributions, reduced)
         self.post(core.Aggregated(command.round_id))
         await self._lane.write(self._commit, current)
+        self._durable_version = self.model.version
+        self._send_acknowledgements()
 
     def _commit(self, current: OpenRound) -> None:
         """Make the version durable, in the lane, where the model does not change meanwhile. Bears being done twice."""
@@ -653,9 +705,10 @@ class Federation:
         self._unaware = set(self.history.get("unaware") or ())
         log.info("the run is finished: %s (raise run.rounds to go on)", reason)
         patience_s = self.config.federation.rejoin_grace_s
-        until = asyncio.get_running_loop().time() + patience_s
-        while self._unaware and asyncio.get_running_loop().time() < until:
-            await asyncio.sleep(0.1)
+        if self._unaware:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(patience_s):
+                    await self._all_told.wait()
         if self._unaware:
             log.warning("%s did not come back in %g s to hear it", ", ".join(sorted(self._unaware)), patience_s)
         return "finished"

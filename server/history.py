@@ -250,9 +250,10 @@ class History:
             rows = self._read("SELECT * FROM updates WHERE round = ? ORDER BY client_id", round_id)
         return [_decoded(row, "tasks") for row in rows]
 
-    def counted(self) -> dict[str, int]:
-        """Client id to the newest round for which it trained an update that was accepted."""
-        rows = self._read("SELECT client_id, max(trained_round) AS round FROM updates GROUP BY client_id")
+    def counted(self, version: int) -> dict[str, int]:
+        """Client id to the newest round for which it trained an update that is part of a version up to this one."""
+        query = "SELECT client_id, max(trained_round) AS round FROM updates WHERE round <= ? GROUP BY client_id"
+        rows = self._read(query, version)
         return {row["client_id"]: row["round"] for row in rows}
 
     def refusals(self) -> list[dict[str, Any]]:

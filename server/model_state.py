@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from torch import Tensor
 
 from common.errors import PlanError
+from common.messages import base_digest
 from common.plan import SharingPlan, Slice, Slot
 from common.tensors import EncodedTensor
 from common.torch_tensors import dtype_name, encode
@@ -41,6 +42,7 @@ class ModelState:
         self.version = version
         self._values = {slot_id: values[slot_id] for slot_id in wanted}
         self._encoded: dict[str, EncodedTensor] = {}
+        self._digests: dict[frozenset[str], str] = {}
 
     @classmethod
     def initial(cls, plan: SharingPlan, parameters: Mapping[str, Tensor]) -> ModelState:
@@ -71,6 +73,13 @@ class ModelState:
             found = self._encoded[slot_id] = encode(slot_id, self._values[slot_id])
         return found
 
+    def digest_of(self, slice_: Slice) -> str:
+        """32 hex digits that say which values a slice has in this version."""
+        found = self._digests.get(slice_.tasks)
+        if found is None:
+            found = self._digests[slice_.tasks] = base_digest(tensor.header for tensor in self.encoded_slice(slice_))
+        return found
+
     def encoded_slice(self, slice_: Slice) -> list[EncodedTensor]:
         """The travelling slots of a slice, in slice order."""
         return [self.encoded(slot.id) for slot in slice_.travelling]
@@ -90,4 +99,5 @@ class ModelState:
         for slot_id, value in moved.items():
             self._encoded.pop(slot_id, None)
             self._values[slot_id] = value
+        self._digests.clear()
         self.version += 1

@@ -8,6 +8,7 @@ import gc
 import logging
 import signal
 import socket
+import ssl
 import sys
 from collections.abc import Iterator, Mapping
 from datetime import datetime
@@ -27,6 +28,7 @@ from common.plan_diff import describe
 from common.seeds import derive_seed
 from common.tasks import TaskSpec
 from server.app import create_app
+from server.authentication import Authenticator, build_authenticator
 from server.cohort import Cohort, sample_cohort
 from server.config import Config, LoadedConfig
 from server.coordinator import Coordinator
@@ -35,22 +37,28 @@ from server.round import Quorum
 from server.rules import Rules
 from server.run_directory import RunDirectory
 from server.start import Start, begin, go_on
+from server.tls import CertifiedWebSocket, bounded_handshakes, server_context
 
 log = logging.getLogger("fedmtl.server")
 #: Bytes of a frame beside its payload: header, names, checksum.
 FRAME_OVERHEAD: Final = 4096
+#: Seconds between two looks at whether a connected client's token still counts.
+REVOCATION_S: Final = 1.0
 
 
 class _Web(uvicorn.Server):
     """uvicorn without its own signal handling: a signal stops the run first, then the listener."""
 
-    def __init__(self, config: uvicorn.Config) -> None:
+    def __init__(self, config: uvicorn.Config, handshake_s: float) -> None:
         super().__init__(config)
+        self._handshake_s = handshake_s
         self._up = asyncio.Event()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start listening, and say so."""
-        await super().startup(sockets)
+        limits = bounded_handshakes(asyncio.get_running_loop(), self._handshake_s)
+        with limits if self.config.ssl else contextlib.nullcontext():
+            await super().startup(sockets)
         self._up.set()
 
     async def listening(self, serving: asyncio.Task[None]) -> None:
@@ -75,11 +83,14 @@ def serve(loaded: LoadedConfig, run_dir: Path | None, *, resume: bool) -> int:
     run_id = config.run.name or f"{datetime.now():%Y%m%d-%H%M%S}-{derive_seed(config.run.seed, 'run') % 0xFFFF:04x}"
     if failpoints.armed():
         log.warning("failure points are armed, for a test: %s", failpoints.armed())
+    folder = run_dir or config.run.dir or Path("runs") / run_id
+    # Who may connect is settled before anybody can.
+    authenticator = build_authenticator(config.server, folder, loaded.specs)
+    tls = server_context(config.server.tls) if config.server.tls is not None else None
     listener = _listen(config)
     with contextlib.ExitStack() as stack:
         stack.callback(listener.close)
-        path = run_dir or config.run.dir or Path("runs") / run_id
-        directory = RunDirectory(path, resume=resume, disk=Disk(config.run.fsync))
+        directory = RunDirectory(folder, resume=resume, disk=Disk(config.run.fsync))
         stack.callback(directory.close)
         try:
             # A server that was killed before it had a run to resume has left the configuration to begin it with.
@@ -97,7 +108,7 @@ def serve(loaded: LoadedConfig, run_dir: Path | None, *, resume: bool) -> int:
         gc.collect()
         gc.freeze()
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
-            return runner.run(_run(config, loaded.specs, start, directory, listener))
+            return runner.run(_run(config, loaded.specs, start, directory, listener, authenticator, tls))
 
 
 def _listen(config: Config) -> socket.socket:
@@ -152,10 +163,17 @@ def _decisions(config: Config, specs: Mapping[str, TaskSpec], version: int) -> C
 
 
 async def _run(
-    config: Config, specs: Mapping[str, TaskSpec], start: Start, directory: RunDirectory, listener: socket.socket
+    config: Config,
+    specs: Mapping[str, TaskSpec],
+    start: Start,
+    directory: RunDirectory,
+    listener: socket.socket,
+    authenticator: Authenticator,
+    tls: ssl.SSLContext | None,
 ) -> int:
-    federation = Federation(config, specs, start, directory, _decisions(config, specs, start.model.version))
-    web = _Web(_web_config(config, federation))
+    decisions = _decisions(config, specs, start.model.version)
+    federation = Federation(config, specs, start, directory, decisions, authenticator)
+    web = _Web(_web_config(config, federation, tls), config.server.limits.handshake_s)
     serving = asyncio.create_task(web.serve(sockets=[listener]))
     loop = asyncio.get_running_loop()
     measuring = loop.create_task(federation.measures.loop_lag.measure())
@@ -165,13 +183,15 @@ async def _run(
     await web.listening(serving)
     failpoint("start.listening")
     host, port = listener.getsockname()[:2]
-    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    url = f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
     if not start.finished:
         await federation.restore(url)
     failpoint("start.restored")
     sys.stdout.write(f"ready url={url} run_dir={directory.path}\n")
     sys.stdout.flush()
+    revocations = asyncio.create_task(_follow_revocations(federation))
     outcome = await (federation.say_farewell() if start.finished else federation.run())
+    revocations.cancel()
     await federation.drained(config.server.limits.silence_s)
     web.should_exit = True
     # uvicorn says goodbye to every connection, and fails on one whose peer is half way through closing it.
@@ -183,12 +203,18 @@ async def _run(
     return EXIT_OK if outcome in ("finished", "stopped") else EXIT_RUN_FAILED
 
 
-def _web_config(config: Config, federation: Federation) -> uvicorn.Config:
+async def _follow_revocations(federation: Federation) -> None:
+    while True:
+        await asyncio.sleep(REVOCATION_S)
+        federation.drop_revoked()
+
+
+def _web_config(config: Config, federation: Federation, tls: ssl.SSLContext | None) -> uvicorn.Config:
     limits = config.server.limits
     return uvicorn.Config(
         create_app(federation),
-        # The sans-I/O implementation; tensors do not compress, and liveness is the protocol's own matter.
-        ws="websockets-sansio",
+        # On the sans-I/O implementation; tensors do not compress, and liveness is the protocol's own matter.
+        ws=CertifiedWebSocket,
         ws_max_size=max(limits.control_bytes, limits.chunk_bytes + FRAME_OVERHEAD),
         ws_per_message_deflate=False,
         ws_ping_interval=None,
@@ -198,4 +224,5 @@ def _web_config(config: Config, federation: Federation) -> uvicorn.Config:
         log_config=None,
         log_level="warning",
         timeout_graceful_shutdown=2,
+        ssl_context_factory=None if tls is None else lambda *_: tls,
     )

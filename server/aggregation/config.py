@@ -41,7 +41,7 @@ class KrumConfig(StrictModel):
 
     method: Literal["krum"]
     byzantine: int = Field(ge=0)
-    """How many bad clients a round may hold; the guarantee needs more than twice as many and two clients in all."""
+    """How many bad clients a round may hold; the guarantee needs more than twice that and two clients."""
 
 
 class MultiKrumConfig(StrictModel):
@@ -49,7 +49,7 @@ class MultiKrumConfig(StrictModel):
 
     method: Literal["multi_krum"]
     byzantine: int = Field(ge=0)
-    """How many bad clients a round may hold; the guarantee needs more than twice as many and two clients in all."""
+    """How many bad clients a round may hold; the guarantee needs more than twice that and two clients."""
     keep: int | None = Field(default=None, ge=1)
     """How many deltas are averaged; left out: the number of clients less `byzantine` and 2, at least 1."""
     votes: Votes = "examples"

@@ -53,11 +53,13 @@ def weighted_median(rows: Array, votes: Array) -> Array:
     """
     columns = np.ascontiguousarray(rows.T)
     order = np.argsort(columns, axis=1)
-    reached = np.cumsum(votes[order], axis=1)
     # A weight is off by half a vote at most, so a sum this close to the half is meant to be it.
     half, slack = votes.sum() / 2, float(len(votes))
-    lower = np.count_nonzero(reached < half - slack, axis=1)
-    upper = np.count_nonzero(reached <= half + slack, axis=1)
     each = np.arange(len(columns))
+    reached, lower, upper = np.zeros(len(each)), np.zeros_like(each), np.zeros_like(each)
+    for positions in np.ascontiguousarray(order.T):  # the smallest of each column, then the next
+        reached += votes[positions]
+        lower += reached < half - slack
+        upper += reached <= half + slack
     medians: Array = 0.5 * columns[each, order[each, lower]] + 0.5 * columns[each, order[each, upper]]
     return medians

@@ -18,8 +18,9 @@ from server.aggregation.distances import gram_matrix
 from server.aggregation.ordering import ordered_with_shares, total_weight
 from server.aggregation.weighted_sum import WeightedSum
 
-#: Coefficients that change by less have arrived.
-_TOLERANCE: Final = 1e-10
+#: Coefficients that change by less than this part of themselves have arrived. Not by this absolute amount: that of
+#: an outlier of length 1e38 has to fall to 1e-38.
+_TOLERANCE: Final = 1e-9
 #: Squared lengths from here on count as infinite: their differences would not be finite.
 _TOO_LONG: Final = 1e300
 _SHORTEST: Final = 1e-150
@@ -36,7 +37,8 @@ class GeometricMedian:
 
     Args:
         smoothing: nu in units of the median length of the deltas: closer than this all deltas pull alike.
-        iterations: most steps; it ends earlier when the coefficients stand still.
+        iterations: most steps; it ends earlier when the coefficients stand still. Steps get short where the best point
+            lies next to a delta; after 100 the sum of distances still is within some thousandths of the smallest.
         pool: the threads that work; a pool of its own by default.
     """
 
@@ -84,6 +86,6 @@ def weiszfeld(gram: Array, weights: Array, smoothing: float, iterations: int) ->
         distances = np.sqrt(np.maximum(squares - 2 * along + (coefficients * along).sum(), 0))
         pulls = weights / np.maximum(distances, nearest)
         before, coefficients = coefficients, pulls / pulls.sum()
-        if np.abs(coefficients - before).max() <= _TOLERANCE:
+        if (np.abs(coefficients - before) <= _TOLERANCE * coefficients).all():
             break
     return coefficients

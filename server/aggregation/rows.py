@@ -11,8 +11,9 @@ from common.tensors import Array
 from server.aggregation.base import SlotUpdate
 from server.aggregation.scratch import scratch_doubles
 
-#: Most elements of a row: float32 pieces of 128 KiB, and not enough for torch to call its threads.
-WIDEST: Final = 2**15
+#: Most elements of a row: what is made of ten rows (1.3 MiB) stays near the processor, and a row is not long enough
+#: for torch to call its threads.
+WIDEST: Final = 2**14
 #: Elements of all rows together: 16 MiB of float64 per thread, however many clients there are.
 ELEMENTS: Final = 2**21
 _NARROWEST: Final = 16

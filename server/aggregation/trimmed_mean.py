@@ -62,24 +62,21 @@ def trimmed_mean(rows: Array, weights: Sequence[float], cut: int) -> Array:
     Returns:
         float64, shape ``(n,)``.
     """
-    columns = np.ascontiguousarray(rows.T)
+    columns = rows.T.copy()
     columns.sort(axis=1)
     low, high = columns[:, cut].copy(), columns[:, len(rows) - 1 - cut].copy()
-    kept_at_low, kept_at_high = _part_kept(columns, low, cut), _part_kept(-columns, -high, cut)
-    total, weight_kept = np.zeros_like(low), np.zeros_like(low)
-    for row, weight in zip(rows, weights, strict=True):
-        kept = ((row > low) & (row < high)) * weight
-        kept += (row == low) * kept_at_low * weight
-        kept += (row == high) * kept_at_high * weight
-        weight_kept += kept
-        kept *= row
-        total += kept
-    return np.where(low == high, low, total / weight_kept)
+    is_low, is_high = rows == low, rows == high
+    # Of the values equal to a bound, the part that is left when `cut` values are gone on its side.
+    at_low = (_count(rows <= low) - cut) / _count(is_low)
+    at_high = (_count(rows >= high) - cut) / _count(is_high)
+    kept = np.where(is_low, at_low, np.where(is_high, at_high, (rows > low) & (rows < high)))
+    kept *= np.array(weights)[:, None]
+    weight_kept = np.add.reduce(kept, axis=0)
+    kept *= rows
+    return np.where(low == high, low, np.add.reduce(kept, axis=0) / weight_kept)
 
 
-def _part_kept(columns: Array, bound: Array, cut: int) -> Array:
-    """Of the values equal to `bound`, the part that is left when the `cut` smallest of a column are gone."""
-    below = np.count_nonzero(columns < bound[:, None], axis=1)
-    equal = np.count_nonzero(columns == bound[:, None], axis=1)
-    kept: Array = (below + equal - cut) / equal
-    return kept
+def _count(which: Array) -> Array:
+    """How often each column is true."""
+    count: Array = np.add.reduce(which, axis=0, dtype=np.int32)
+    return count

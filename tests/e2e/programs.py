@@ -194,7 +194,7 @@ class Server(Program):
     @property
     def address(self) -> str:
         """Where clients connect."""
-        return self.url.replace("http://", "ws://") + "/ws"
+        return "ws" + self.url.removeprefix("http") + "/ws"  # wss where it is https
 
     def summary(self) -> dict[str, Any]:
         """The run directory's summary.json."""

@@ -1,4 +1,4 @@
-"""The log of a real client in JSON: every line is an object that knows client, run and round."""
+"""The logs of real programs in JSON: every line is an object that knows run, round and client."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from tests.e2e.configs import small
 from tests.e2e.programs import Programs
 
 
-def test_every_line_of_a_clients_log_is_an_object_that_knows_what_it_is_about(programs: Programs) -> None:
-    server = programs.server(small(["sst2"], run={"rounds": 1}, federation={"min_clients": 1}))
+def test_every_line_of_a_log_is_an_object_that_knows_what_it_is_about(programs: Programs) -> None:
+    server = programs.server(small(["sst2"], run={"rounds": 1}, federation={"min_clients": 1}), "--log-format", "json")
     client = programs.client(server, "sst2_client", "--log-format", "json")
     assert (client.wait(), server.wait()) == (0, 0)
     records = [json.loads(line) for line in client.log().splitlines()]
@@ -22,3 +22,12 @@ def test_every_line_of_a_clients_log_is_an_object_that_knows_what_it_is_about(pr
     assert (sending["run_id"], sending["round"]) == (run_id, 1)
     assert "run_id" not in records[-1]
     assert records[-1]["message"] == "the run is over after 1 rounds: all 1 rounds are done"
+
+    records = [json.loads(line) for line in server.log().splitlines()]
+    assert all(record["run_id"] == run_id for record in records)
+    told = {record["message"].partition("\n")[0]: record for record in records}
+    assert told["sharing plan"]["message"].count("\n") > 3
+    joined = next(record for message, record in told.items() if message.startswith("sst2_client joined"))
+    assert joined["client_id"] == "sst2_client"
+    assert told["round 1 of 1: sst2_client"]["round"] == told["sst2_client left"]["round"] == 1
+    assert "client_id" not in told["round 1 of 1: sst2_client"]

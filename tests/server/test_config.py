@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from common.errors import ConfigError
+from server.aggregation import AggregationConfig
 from server.config import load_config, resolve_config
+from server.serve import resolved
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 MODEL = {"family": "transformer", "encoder": "some/encoder"}
@@ -52,7 +54,13 @@ def test_the_defaults() -> None:
         ({"federation": {"task_weights": {"sst2": 1, "qqp": float("inf")}}}, "positive and finite"),
         ({"federation": {"task_weights": {"sst2": 1}}}, "federation.task_weights: give a weight for each of"),
         ({"federation": {"task_weights": {"sst2": 1, "qqp": 1, "x": 1}}}, "['qqp', 'sst2']"),
+        (
+            {"federation": {"aggregation": {"use": {"method": "krum"}}}},
+            "my.yaml: federation.aggregation.use.krum.byzantine: this key is required",
+        ),
         ({"server": {"port": 70000}}, "my.yaml: server.port:"),
+        ({"server": {"tls": {"cert": "c.pem"}}}, "my.yaml: server.tls.key: this key is required"),
+        ({"server": {"auth": {"token": "t"}}}, "my.yaml: server.auth.token: unknown key; the keys here are tokens"),
         ({"server": {"limits": {"heartbeat_s": 3}}}, "silence_s (4.5) must be at least twice heartbeat_s (3.0)"),
         ({"server": {"limits": {"chunk_bytes": 4100}}}, "my.yaml: server.limits.chunk_bytes:"),
         ({"server": {"limits": {"control_bytes": 1 << 25}}}, "my.yaml: server.limits.control_bytes:"),
@@ -81,16 +89,24 @@ def test_a_section_that_is_missing_is_named() -> None:
         resolve_config({"tasks": {"sst2": {"use": "sst2"}}}, "my.yaml", Path())
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.org", ""])  # noqa: S104  # refused
-def test_off_loopback_only_when_told(host: str) -> None:
-    with pytest.raises(ConfigError, match=r"server\.allow_anonymous: true"):
-        load(server={"host": host})
-    assert load(server={"host": host, "allow_anonymous": True}).config.server.host == host
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.org", ""])  # noqa: S104  # asked about
+def test_an_address_that_others_reach_loads_but_is_not_loopback(host: str) -> None:
+    assert not load(server={"host": host}).config.server.on_loopback
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
-def test_loopback_needs_no_word(host: str) -> None:
-    assert load(server={"host": host}).config.server.host == host
+def test_an_address_of_this_machine_alone_is_loopback(host: str) -> None:
+    assert load(server={"host": host}).config.server.on_loopback
+
+
+def test_files_of_the_server_lie_beside_the_configuration() -> None:
+    given = {"tls": {"cert": "c.pem", "key": "/keys/k.pem"}, "auth": {"tokens": "../tokens.json"}}
+    data: dict[str, Any] = {"model": MODEL, "tasks": {"sst2": {"use": "sst2"}}, "server": given}
+    server = resolve_config(data, "my.yaml", Path("/etc/fedmtl")).config.server
+    assert server.tls is not None
+    assert (server.tls.cert, server.tls.key) == (Path("/etc/fedmtl/c.pem"), Path("/keys/k.pem"))
+    assert server.tls.client_ca is None
+    assert server.auth.tokens == Path("/etc/fedmtl/../tokens.json")
 
 
 def test_overrides_reach_the_configuration(tmp_path: Path) -> None:
@@ -101,3 +117,14 @@ def test_overrides_reach_the_configuration(tmp_path: Path) -> None:
     assert loaded.config.server.limits.heartbeat_s == 0.5
     with pytest.raises(ConfigError, match=rf"{path}: run\.rund: unknown key"):
         load_config(path, ["run.rund=7"])
+
+
+def test_aggregation_is_kept_with_the_run_as_it_was_configured() -> None:
+    given = {
+        "use": {"method": "trimmed_mean", "trim": 0.3},
+        "per_slot": [{"match": "head.*", "use": {"method": "norm_clipping", "bound": 2.0}}],
+    }
+    loaded = load(federation={"aggregation": given})
+    kept = resolve_config(resolved(loaded), "config.yaml", Path())
+    assert kept.config.federation.aggregation == loaded.config.federation.aggregation
+    assert kept.config.federation.aggregation == AggregationConfig.model_validate(given)

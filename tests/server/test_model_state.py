@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from common.errors import PlanError
-from common.plan import SharingPlan
+from common.plan import SharingPlan, Slot
 from server.model_state import ModelState
 from tests.server.tiny_run import BLUEPRINT, PLAN, random_values, state
 
@@ -66,3 +66,21 @@ def test_a_slot_that_stays_keeps_its_encoded_form() -> None:
     for slot_id, encoded in before.items():
         assert (model.encoded(slot_id) is encoded) == (not slot_id.startswith("body"))
     assert model.encoded("body@mood+topic").header.checksum != before["body@mood+topic"].header.checksum
+
+
+def test_when_one_slot_cannot_move_none_has_moved() -> None:
+    model = state()
+    model.encode()
+    before = {slot_id: (value, model.encoded(slot_id)) for slot_id, value in model.values.items()}
+
+    def step(slot: Slot, value: Tensor) -> Tensor:
+        if slot.parameter == "head.topic":
+            raise PlanError("no")
+        return value + 1
+
+    with pytest.raises(PlanError, match="no"):
+        model.advance(step)
+    assert model.version == 0
+    for slot_id, (value, encoded) in before.items():
+        assert model.values[slot_id] is value
+        assert model.encoded(slot_id) is encoded

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +13,15 @@ import torch
 from torch import Tensor
 
 from common.plan import SharingPlan
-from server.aggregation import build_aggregator
+from server import reduce
+from server.aggregation import AggregationConfig, AggregatorChoice
 from server.model_state import ModelState
-from server.reduce import reduce_round
+from server.reduce import ReductionCancelled, UnsoundModel, reduce_round
 from server.spool import SpooledUpdate, SpoolError
 from server.weights import TaskWeights
 from tests.server.tiny_run import BLUEPRINT, PLAN, random_values, spooled, state
 
+DEFAULT = AggregatorChoice.of(AggregationConfig())
 EXAMPLES: dict[str, dict[str, int]] = {
     "p": {"mood": 30},
     "q": {"mood": 10},
@@ -44,7 +48,7 @@ def reduced(
     model = state(plan)
     before = dict(model.values)
     updates = [spooled(folder, c, 1, deltas_of(c, plan), EXAMPLES[c]) for c in clients]
-    reduce_round(model, updates, {c: EXAMPLES[c] for c in clients}, rule, build_aggregator("weighted_sum"))
+    reduce_round(model, updates, {c: EXAMPLES[c] for c in clients}, rule, DEFAULT)
     assert model.version == 1
     return model, before
 
@@ -122,7 +126,7 @@ def test_a_torn_update_is_an_error_and_files_are_closed(tmp_path: Path) -> None:
     with updates[1].path.open("r+b") as file:
         file.truncate(size - 100)
     with pytest.raises(SpoolError, match="ends early"):
-        reduce_round(model, updates, {c: EXAMPLES[c] for c in "pq"}, "uniform", build_aggregator("weighted_sum"))
+        reduce_round(model, updates, {c: EXAMPLES[c] for c in "pq"}, "uniform", DEFAULT)
     with pytest.raises(SpoolError, match="is not open"):
         updates[0].delta("head.mood@mood").read(0, torch.empty(1))
     assert model.version == 0
@@ -136,3 +140,66 @@ def test_the_new_version_is_encoded_at_once(tmp_path: Path) -> None:
         assert payload == model.values[slot.id].numpy().tobytes()
         assert model.encoded(slot.id) is encoded
     assert np.isfinite(model.values["body@mood+topic"].numpy()).all()
+
+
+def fingerprint(model: ModelState) -> dict[str, bytes]:
+    return {slot_id: value.numpy().tobytes() for slot_id, value in model.values.items()}
+
+
+def test_a_slot_is_reduced_by_the_aggregator_of_its_rule(tmp_path: Path) -> None:
+    config = AggregationConfig.model_validate(
+        {"per_slot": [{"match": "head.*", "use": {"method": "krum", "byzantine": 0}}]}
+    )
+    model, summed = state(), reduced(tmp_path, "pq")[0]
+    updates = [spooled(tmp_path / "again", c, 1, deltas_of(c), EXAMPLES[c]) for c in "pq"]
+    reduce_round(model, updates, {c: EXAMPLES[c] for c in "pq"}, "uniform", AggregatorChoice.of(config, PLAN.slots))
+    head, body = "head.mood@mood", "body@mood+topic"
+    assert torch.equal(model.values[body], summed.values[body])
+    torch.testing.assert_close(model.values[head], random_values()[head] + deltas_of("p")[head])
+
+
+def test_a_version_with_infinite_values_is_not_made(tmp_path: Path) -> None:
+    """Each delta is finite; their sum is not. The slot is not the first, so others had been reduced already."""
+    model = state()
+    before = fingerprint(model)
+    deltas = deltas_of("p")
+    deltas["head.mood@mood"][3] = 3e38
+    model.values["head.mood@mood"][3] = 3e38
+    before = fingerprint(model)
+    with pytest.raises(UnsoundModel, match=r"version 1 would hold .* slot 'head\.mood@mood', from the updates of p: "):
+        reduce_round(
+            model, [spooled(tmp_path, "p", 1, deltas, EXAMPLES["p"])], {"p": EXAMPLES["p"]}, "uniform", DEFAULT
+        )
+    assert (model.version, fingerprint(model)) == (0, before)
+
+
+def test_a_fold_that_is_told_to_stop_leaves_the_model_and_can_be_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, cancelled = state(), threading.Event()
+    before = fingerprint(model)
+    updates = [spooled(tmp_path / "1", c, 1, deltas_of(c), EXAMPLES[c]) for c in "pqrs"]
+    fold = partial(reduce_round, model, updates, EXAMPLES, "uniform", DEFAULT, cancelled=cancelled)
+    # Half of the slots have been reduced when it is told.
+    monkeypatch.setattr(reduce, "failpoint", lambda name: cancelled.set() if name == "reduce.half" else None)
+    with pytest.raises(ReductionCancelled, match="version 1 was not made: told to stop before slot"):
+        fold()
+    assert (model.version, fingerprint(model)) == (0, before)
+    with pytest.raises(SpoolError, match="is not open"):
+        updates[0].delta("head.mood@mood").read(0, torch.empty(1))
+    monkeypatch.undo()
+    cancelled.clear()
+    fold()
+    assert (model.version, fingerprint(model)) == (1, fingerprint(reduced(tmp_path / "2", "pqrs")[0]))
+
+
+def test_the_points_at_which_tests_kill_the_server_are_passed_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passed: list[tuple[str, int]] = []
+    model = state()
+    monkeypatch.setattr(reduce, "failpoint", lambda name: passed.append((name, model.version)))
+    reduce_round(
+        model, [spooled(tmp_path, "r", 1, deltas_of("r"), EXAMPLES["r"])], {"r": EXAMPLES["r"]}, "uniform", DEFAULT
+    )
+    assert passed == [("reduce.begun", 0), ("reduce.half", 0), ("reduce.done", 1)]

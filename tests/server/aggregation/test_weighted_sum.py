@@ -9,12 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from common.errors import ConfigError, PlanError
-from server.aggregation import DenseDelta, RowsDelta, SlotUpdate, WeightedSum, build_aggregator, weighted_sum
-
-
-def update(client: str, weight: float, delta: Tensor) -> SlotUpdate:
-    return SlotUpdate(client, weight, 1, DenseDelta.of(delta))
+from server.aggregation import BlockPool, DenseDelta, SlotUpdate, WeightedSum, weighted_sum
+from tests.server.aggregation.made_up import update
 
 
 def reference(value: Tensor, updates: list[tuple[float, Tensor]]) -> Tensor:
@@ -39,15 +35,6 @@ def test_a_slot_moves_by_the_weighted_sum_of_its_deltas(shape: list[int], weight
     assert not np.shares_memory(result.numpy(), value.numpy())
 
 
-@given(st.permutations(range(6)))
-def test_the_order_of_arrival_does_not_change_a_bit(order: list[int]) -> None:
-    generator = torch.Generator().manual_seed(1)
-    value = torch.randn(50, generator=generator, dtype=torch.float64)  # float64 hides no bit of the sum
-    updates = [update(f"c{k}", 0.1 + k, torch.randn(50, generator=generator) * 10.0**k) for k in range(6)]
-    expected = WeightedSum().reduce(value, updates)
-    assert torch.equal(WeightedSum().reduce(value, [updates[k] for k in order]), expected)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])  # float64 hides no bit of the sum
 @pytest.mark.parametrize("size", [1, 31, 4097, 100_003])
 def test_neither_threads_nor_blocks_change_a_bit(
@@ -59,20 +46,9 @@ def test_neither_threads_nor_blocks_change_a_bit(
     results = []
     for threads, block in [(1, 2**17), (2, 2**17), (3, 1000), (1, 1000), (2, 65_536), (3, 7 if size < 5000 else 999)]:
         monkeypatch.setattr(weighted_sum, "BLOCK", block)
-        result = WeightedSum(threads).reduce(value, updates)
+        result = WeightedSum(BlockPool(threads)).reduce(value, updates)
         results.append(hashlib.sha256(result.numpy().tobytes()).hexdigest())
     assert len(set(results)) == 1
-
-
-def test_rows_give_the_same_bits_as_the_dense_delta(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weighted_sum, "BLOCK", 1000)
-    value = torch.randn(300, 17)
-    values = torch.randn(40, 17)
-    indices = torch.randperm(300)[:40].sort().values
-    dense = torch.zeros(300, 17)
-    dense[indices] = values
-    rows = SlotUpdate("a", 0.3, 1, RowsDelta.of((300, 17), indices, values))
-    assert torch.equal(WeightedSum().reduce(value, [rows]), WeightedSum().reduce(value, [update("a", 0.3, dense)]))
 
 
 def test_small_terms_survive_beside_large_ones() -> None:
@@ -96,35 +72,9 @@ def test_an_error_in_a_thread_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(weighted_sum, "BLOCK", 4)
     with pytest.raises(OSError, match="torn"):
-        WeightedSum(2).reduce(torch.ones(9), [SlotUpdate("a", 1.0, 1, DenseDelta((9,), torn))])
+        WeightedSum(BlockPool(2)).reduce(torch.ones(9), [SlotUpdate("a", 1.0, 1, DenseDelta((9,), torn))])
 
 
 def test_one_pinned_value() -> None:
     value, one, two = torch.tensor([1.0, 2.0]), torch.tensor([4.0, 0.0]), torch.tensor([0.0, 8.0])
     assert WeightedSum().reduce(value, [update("a", 0.25, one), update("b", 0.75, two)]).tolist() == [2.0, 8.0]
-
-
-@pytest.mark.parametrize("shape", [(), (0,), (3, 0)])
-def test_scalars_and_empty_slots_work(shape: tuple[int, ...]) -> None:
-    assert WeightedSum().reduce(torch.ones(shape), [update("a", 2.0, torch.ones(shape))]).shape == shape
-
-
-def test_a_value_that_is_not_contiguous_works() -> None:
-    value = torch.randn(4, 5).t()
-    assert torch.equal(WeightedSum().reduce(value, [update("a", 1.0, torch.zeros(5, 4))]), value)
-
-
-def test_what_cannot_be_averaged_is_refused() -> None:
-    for value, updates in [
-        (torch.ones(2), []),
-        (torch.ones(2), [update("a", 1.0, torch.ones(3))]),
-        (torch.ones(2, dtype=torch.int64), [update("a", 1.0, torch.ones(2))]),
-    ]:
-        with pytest.raises(PlanError):
-            WeightedSum().reduce(value, updates)
-
-
-def test_aggregators_are_found_by_name() -> None:
-    assert isinstance(build_aggregator(), WeightedSum)
-    with pytest.raises(ConfigError, match="weighted_sum"):
-        build_aggregator("median")

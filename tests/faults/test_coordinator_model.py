@@ -1,0 +1,384 @@
+"""The coordinator against a model of disk and clients, with joins, updates, deadlines, pauses and crashes in any order.
+
+The machine plays driver, clients and disk. What is acknowledged is on the disk; a crash forgets everything else, and
+the next coordinator is restored from the disk as `server.federation` does it. Whatever happens:
+
+* an update is part of at most one committed version;
+* what was acknowledged is in the version of the round it counts in, unless it was refused as an outlier afterwards;
+* a version is made only with a quorum, and versions grow by one;
+* nobody is asked who is away or in quarantine, and no round begins or closes during a pause.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from server.cohort import Cohort
+from server.coordination import (
+    Acknowledge,
+    Aggregate,
+    Aggregated,
+    AggregationFailed,
+    BeginRound,
+    CancelTimer,
+    Command,
+    Dispatch,
+    EvaluationArrived,
+    Event,
+    Finish,
+    Joined,
+    Left,
+    Paused,
+    PauseKind,
+    Quarantine,
+    RefuseUpdate,
+    Released,
+    Screen,
+    Screened,
+    StartTimer,
+    TimerFired,
+    Unpaused,
+    UpdateArrived,
+    UpdateDeclined,
+    UpdateDelayed,
+    UpdateRefused,
+)
+from server.coordinator import Coordinator, Phase
+from server.round import Quorum
+from server.rules import Kept, Rules
+
+TASK_OF = {"p": frozenset("ab"), "q": frozenset("b"), "r": frozenset("c"), "s": frozenset("a"), "t": frozenset("c")}
+clients = st.sampled_from(sorted(TASK_OF))
+Update = tuple[str, int]
+
+
+class Federation(RuleBasedStateMachine):
+    """One run, with everything around the coordinator made up."""
+
+    @initialize(
+        rules=st.builds(
+            Rules,
+            target_rounds=st.integers(2, 6),
+            tasks=st.just(frozenset("abc")),
+            min_clients=st.integers(1, 3),
+            min_clients_per_task=st.integers(0, 1),
+            quorum=st.builds(Quorum, st.sampled_from([0.1, 0.5, 1.0]), st.integers(0, 1)),
+            deadline_s=st.sampled_from([None, 9.0]),
+            grace_s=st.sampled_from([0.0, 5.0]),
+            gather_timeout_s=st.just(None),
+            max_attempts=st.integers(1, 3),
+            evaluate=st.sampled_from(["all", "cohort", "none"]),
+            screen=st.booleans(),
+            max_staleness=st.sampled_from([None, None, 1, 3]),
+            quarantine_after=st.integers(0, 2),
+            quarantine_rounds=st.integers(1, 2),
+        ),
+        asked=st.integers(1, 5),
+        spare=st.integers(0, 2),
+    )
+    def begin(self, rules: Rules, asked: int, spare: int) -> None:
+        self.given, self.asked, self.spare = rules, asked, spare
+        self.connected: set[str] = set()
+        #: The disk: the round in which a file counts and its client, to the round it was trained for.
+        self.files: dict[tuple[int, str], int] = {}
+        #: The updates in each version, and the newest version on the disk.
+        self.in_versions: dict[int, list[Update]] = {}
+        self.durable = self.version = 0
+        #: What clients were told is safe: (round in which it counts, client).
+        self.told: set[tuple[int, str]] = set()
+        self.strikes: set[tuple[str, int]] = set()
+        self.quarantined: dict[str, tuple[int, int]] = {}
+        self.start()
+
+    def sample(self, eligible: frozenset[str], round_id: int) -> Cohort:
+        drawn = sorted(eligible)[round_id % 2 :][: self.asked + self.spare] or sorted(eligible)
+        return Cohort(frozenset(drawn), self.asked if self.spare or self.given.max_staleness else None)
+
+    def start(self) -> None:
+        """A process begins, from the disk."""
+        self.version = self.durable
+        self.decisions = Coordinator(self.given, self.sample, self.version)
+        self.decisions.quarantine.restore(
+            [(c, number) for c, number in self.strikes if number > self.quarantined.get(c, (0, 0))[0]],
+            [(c, until) for c, (_, until) in self.quarantined.items()],
+        )
+        counted: dict[str, int] = {}
+        for client_id, trained in self.committed():
+            counted[client_id] = max(trained, counted.get(client_id, 0))
+        self.files = {key: trained for key, trained in self.files.items() if key[0] <= self.version + 1}
+        kept = {}
+        for (counts_in, client_id), trained in self.files.items():
+            if counts_in == self.version + 1 and trained > counted.get(client_id, 0):
+                kept[client_id] = Kept(TASK_OF[client_id], {"a": trained}, counts_in - trained)
+                counted[client_id] = trained
+        assert {c for number, c in self.told if number == self.version + 1} <= kept.keys(), "it was said to be safe"
+        assert all(number <= self.version + 1 for number, _ in self.told)
+        self.acknowledged = {c: self.files[self.version + 1, c] for c in kept}
+        self.decisions.restore(kept, counted)
+        self.connected.clear()
+        self.timers: set[str] = set()
+        self.folding: Aggregate | None = None
+        self.screening: Screen | None = None
+        self.cohort: frozenset[str] = frozenset()
+        self.undecided: dict[str, int] = {}
+        self.held: set[tuple[int, str]] = set()
+        self.over = False
+
+    # --- the driver
+
+    def tell(self, event: Event) -> None:
+        phase = self.decisions.phase
+        for command in self.decisions.handle(event):
+            self.carry_out(command, phase)
+
+    def carry_out(self, command: Command, phase: Phase) -> None:
+        assert not self.over
+        match command:
+            case BeginRound(round_id, _, trainers):
+                assert not self.decisions.pauses
+                assert round_id == self.version + 1
+                assert len(self.connected) >= self.given.min_clients
+                assert self.folding is None
+                self.cohort = trainers
+            case Dispatch(client_id, round_id, version, train):
+                assert client_id in self.connected
+                assert (round_id, version) == (self.version + 1, self.version)
+                assert not self.decisions.quarantine.holds(client_id, self.version)
+                assert not train or self.acknowledged.get(client_id) != round_id
+            case Acknowledge(client_id, round_id, duplicate, counts_in):
+                self.acknowledge(client_id, round_id, counts_in, duplicate=duplicate)
+            case RefuseUpdate(client_id, round_id, code):
+                assert self.undecided.pop(client_id, round_id) == round_id
+                if code == "norm_outlier":
+                    del self.files[self.version + 1, client_id]
+                    del self.acknowledged[client_id]
+                    self.told.discard((self.version + 1, client_id))
+                    self.held.discard((self.version + 1, client_id))
+                    self.strikes.add((client_id, self.version + 1))
+            case Quarantine(client_id, until_version):
+                self.quarantined[client_id] = (self.version + 1, until_version)
+            case Screen(round_id, client_ids):
+                assert not self.decisions.pauses
+                assert round_id == self.version + 1
+                assert client_ids == self.acknowledged.keys()
+                self.screening = command
+            case Aggregate():
+                self.aggregate(command, phase)
+            case StartTimer(name):
+                self.timers.add(name)
+            case CancelTimer(name):
+                self.timers.discard(name)
+            case Finish(state):
+                assert state == "finished"
+                assert self.version == self.given.target_rounds
+                self.over = True
+            case _:
+                pass
+
+    def acknowledge(self, client_id: str, round_id: int, counts_in: int, *, duplicate: bool) -> None:
+        arrived = self.undecided.pop(client_id, None)
+        taken = {*self.committed(), *self.acknowledged.items()}
+        assert duplicate == ((client_id, round_id) in taken)
+        if not duplicate:
+            assert arrived == round_id
+            assert counts_in == self.version + 1
+            assert counts_in == round_id or 0 < counts_in - round_id <= (self.given.max_staleness or 0)
+            # The driver moves the file to where it counts before it tells the client.
+            self.files = {key: n for key, n in self.files.items() if key[1] != client_id or n != round_id}
+            self.files[counts_in, client_id] = round_id
+            self.acknowledged[client_id] = round_id
+            self.held.add((counts_in, client_id))
+            self.tell_clients()
+
+    def tell_clients(self) -> None:
+        """An acknowledgement waits until the version that the update counts on is on the disk."""
+        safe = {(number, client_id) for number, client_id in self.held if number - 1 <= self.durable}
+        self.held -= safe
+        self.told |= safe
+
+    def committed(self) -> list[Update]:
+        return [update for version in sorted(self.in_versions) for update in self.in_versions[version]]
+
+    def aggregate(self, command: Aggregate, phase: Phase) -> None:
+        assert self.folding is None
+        assert phase is Phase.SCREENING or not self.decisions.pauses
+        assert command.round_id == self.version + 1
+        assert command.contributions.keys() == self.acknowledged.keys(), "what was acknowledged, and nothing else"
+        for client_id, trained in self.acknowledged.items():
+            assert command.contributions[client_id] == {"a": trained}
+            assert command.staleness.get(client_id, 0) == command.round_id - trained
+        needed = len(self.cohort)
+        if self.spare or self.given.max_staleness:
+            needed = min(needed, self.asked)
+        assert len(command.contributions) >= max(1.0, self.given.quorum.share * needed - 1e-9)
+        self.folding = command
+
+    # --- what happens
+
+    @rule(client_ids=st.sets(clients, min_size=3))
+    def come(self, client_ids: set[str]) -> None:
+        for client_id in sorted(client_ids - self.connected):
+            self.join(client_id, again=False)
+
+    @rule(order=st.permutations(sorted(TASK_OF)), number=st.integers(1, 5))
+    def answer(self, order: list[str], number: int) -> None:
+        """Clients do what they were asked for."""
+        for client_id in order[:number]:
+            current = self.decisions.round
+            if current is None or client_id not in self.connected:
+                continue
+            self.tell(EvaluationArrived(client_id, current.version))
+            for trained in (current.round_id, *range(max(1, current.round_id - 3), current.round_id)):
+                if current.expects_update(client_id) or current.expects_late_update(client_id):
+                    self.arrive(client_id, trained)
+
+    @rule(order=st.permutations(sorted(TASK_OF)), number=st.integers(1, 5))
+    def go_on_well(self, order: list[str], number: int) -> None:
+        """What mostly happens: everybody is there, some answer, the driver does its part."""
+        self.come(set(order))
+        self.answer(order, number)
+        if self.screening is not None:
+            self.screened(None)
+        if self.durable < self.version:
+            self.commit()
+        if self.folding is not None:
+            self.aggregated(sound=True)
+
+    @rule(client_id=clients, again=st.booleans())
+    def join(self, client_id: str, again: bool) -> None:
+        if client_id not in self.connected or again:  # a second time: it has taken the place of the first
+            self.connected.add(client_id)
+            self.tell(Joined(client_id, TASK_OF[client_id]))
+
+    @rule(client_id=clients, for_good=st.booleans())
+    def leave(self, client_id: str, for_good: bool) -> None:
+        if client_id in self.connected:
+            self.connected.discard(client_id)
+            self.tell(Left(client_id, for_good))
+
+    @rule(client_id=clients, shift=st.sampled_from([0, 0, 0, 1, -1, -1, -2, -4]))
+    def update(self, client_id: str, shift: int) -> None:
+        """An update comes for some round, wanted or not."""
+        trained = self.version + 1 + shift
+        if client_id in self.connected and trained >= 1:
+            self.arrive(client_id, trained)
+
+    def arrive(self, client_id: str, trained: int) -> None:
+        """It is received if the coordinator wants it; the driver has one update of a client on its desk at a time."""
+        if client_id not in self.undecided and self.decisions.admission(client_id, trained)[0] == "wanted":
+            self.undecided[client_id] = trained
+            self.files[self.decisions.spool_round, client_id] = trained
+            self.tell(UpdateArrived(client_id, trained, {"a": trained}))
+
+    @rule(client_id=clients)
+    def repeat(self, client_id: str) -> None:
+        """The acknowledgement was lost: the client sends the same again."""
+        if client_id in self.acknowledged and client_id in self.connected:
+            self.tell(UpdateArrived(client_id, self.acknowledged[client_id], {"a": 0}))
+
+    @rule(client_id=clients, shift=st.sampled_from([0, 0, -1]))
+    def decline(self, client_id: str, shift: int) -> None:
+        self.tell(UpdateDeclined(client_id, self.version + 1 + shift, "no memory"))
+
+    @rule(client_id=clients, code=st.sampled_from(["non_finite", "internal"]))
+    def send_rubbish(self, client_id: str, code: str) -> None:
+        if self.decisions.admission(client_id, self.version + 1)[0] == "wanted":
+            if code == "non_finite":
+                self.strikes.add((client_id, self.version + 1))
+            self.tell(UpdateRefused(client_id, self.version + 1, code, "?"))
+
+    @rule(client_id=clients)
+    def not_stored(self, client_id: str) -> None:
+        self.tell(Paused("storage", "full"))
+        self.tell(UpdateDelayed(client_id, self.version + 1))
+
+    @rule(client_id=clients, shift=st.sampled_from([0, 0, -1]))
+    def evaluate(self, client_id: str, shift: int) -> None:
+        self.tell(EvaluationArrived(client_id, self.version + shift))
+
+    @precondition(lambda self: bool(self.timers))
+    @rule(data=st.data())
+    def time_passes(self, data: Any) -> None:  # noqa: ANN401  # hypothesis' own
+        name = data.draw(st.sampled_from(sorted(self.timers)))
+        self.timers.discard(name)
+        self.tell(TimerFired(name))
+
+    @rule(kind=st.sampled_from(["operator", "storage"]), luck=st.integers(0, 2))
+    def pause(self, kind: PauseKind, luck: int) -> None:
+        if not luck:
+            self.tell(Paused(kind, "why"))
+
+    @precondition(lambda self: bool(self.decisions.pauses))
+    @rule()
+    def unpause(self) -> None:
+        for kind in tuple(self.decisions.pauses):
+            self.tell(Unpaused(kind))
+
+    @rule(client_id=clients)
+    def release(self, client_id: str) -> None:
+        if self.decisions.quarantine.holds(client_id, self.version):
+            self.tell(Released(client_id))
+
+    @precondition(lambda self: self.screening is not None)
+    @rule(outlier=st.none() | clients)
+    def screened(self, outlier: str | None) -> None:
+        assert self.screening is not None
+        looked_at, self.screening = self.screening, None
+        self.tell(Screened(looked_at.round_id, {outlier: "huge"} if outlier in looked_at.client_ids else {}))
+
+    @precondition(lambda self: self.folding is not None and self.durable == self.version)
+    @rule(sound=st.sampled_from([True, True, True, True, False]))
+    def aggregated(self, sound: bool) -> None:
+        assert self.folding is not None
+        folded, self.folding = self.folding, None
+        if not sound:
+            self.tell(AggregationFailed(folded.round_id, "not finite"))
+            assert self.decisions.pauses
+            return
+        self.in_versions[folded.round_id] = list(self.acknowledged.items())
+        self.acknowledged = {}
+        self.version += 1
+        self.tell(Aggregated(folded.round_id))
+
+    @precondition(lambda self: self.durable < self.version)
+    @rule()
+    def commit(self) -> None:
+        """The version that is in memory already is on the disk too."""
+        self.durable = self.version
+        self.files = {key: trained for key, trained in self.files.items() if key[0] >= self.durable}
+        self.tell_clients()
+
+    @rule(back=st.sets(clients), luck=st.integers(0, 4))
+    def crash(self, back: set[str], luck: int) -> None:
+        """The process dies, now and then; what is in memory alone is gone."""
+        if not luck:
+            if self.durable < self.version:
+                del self.in_versions[self.version]
+            self.start()
+            self.come(back)
+
+    # --- what holds
+
+    @invariant()
+    def each_update_is_counted_once(self) -> None:
+        assert len(self.committed()) == len(set(self.committed()))
+
+    @invariant()
+    def the_version_is_the_committed_one(self) -> None:
+        assert self.decisions.version == self.version
+
+    @invariant()
+    def an_open_round_waits_for_somebody(self) -> None:
+        if self.decisions.phase in (Phase.TRAINING, Phase.EVALUATING):
+            assert self.decisions.round is not None
+            assert self.decisions.pauses or not self.decisions.round.complete
+
+
+Federation.TestCase.settings = settings(
+    max_examples=150, stateful_step_count=60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much]
+)
+TestFederation = Federation.TestCase
