@@ -2,7 +2,8 @@
 
 Three coroutines share the connection: the reader takes messages and spools updates, the writer empties
 the outbox (and says that the server is alive when there is nothing to send), the watch ends a
-connection that has fallen silent. What one client does or fails to do never blocks another.
+connection that has fallen silent. What one client does or fails to do never blocks another: what its frames
+take in memory, and how long it may leave one untaken, is bounded below (`server.web_socket`).
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from common.outbox import Outbox, OutboxFull
 from common.stream import StreamReceiver, asset_frames, chunk_frames
 from common.tensors import EncodedTensor
 from common.wire import decode_frame, encode_frame
+from server.gate import FAILURES, Visit
 from server.link import Link
 from server.spool import SpooledUpdate, SpoolWriter
 
@@ -47,6 +49,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("fedmtl.server")
 CLOSE_OK: Final = 1000
 CLOSE_POLICY: Final = 1008
+#: Most list items and map entries in one message of a client: an update of 16,384 tensors has half as many.
+MAX_CLIENT_ENTRIES: Final = 2**19
 
 
 @dataclass
@@ -79,6 +83,7 @@ class Connection:
         self._socket = socket
         self._federation = federation
         self._limits = federation.config.server.limits
+        self._visit: Visit = socket.state.visit
         self._link = Link()
         self._outbox = Outbox()
         self._upload: _Upload | None = None
@@ -86,6 +91,8 @@ class Connection:
         self._stream = 0
         self._heard = 0.0
         self._occupied = False
+        self._evaluations_left = self._limits.updates_per_round
+        self._excess_announced = False
 
     @property
     def last_seen(self) -> float:
@@ -108,6 +115,8 @@ class Connection:
         Work that was still being sent is dropped: its round is over.
         """
         self._stream += 1
+        self._evaluations_left = self._limits.updates_per_round
+        self._excess_announced = False
         outgoing = [
             tensor.as_held() if self._sent.get(tensor.header.slot) == tensor.header.checksum else tensor
             for tensor in tensors
@@ -139,7 +148,7 @@ class Connection:
         try:
             await self._socket.accept()
             self._heard = asyncio.get_running_loop().time()
-            async with asyncio.timeout(self._limits.handshake_s):
+            async with asyncio.timeout_at(self._visit.deadline):
                 await self._handshake()
             if not self.said_goodbye:
                 await self._run()
@@ -148,14 +157,24 @@ class Connection:
         except (WebSocketDisconnect, ConnectionError, RuntimeError) as error:
             log.debug("connection of %s ended: %r", self.client_id or "an unknown peer", error)
         finally:
+            if self._visit.cut_off:
+                log.warning("closed the connection of %s: %s", self._peer, self._visit.cut_off)
+            if self._upload is not None:
+                self._visit.gate.announcements.forgive(self.client_id)
             self._abandon_upload()
             self._federation.disconnected(self)
+
+    @property
+    def _peer(self) -> str:
+        """Who it is, for the log."""
+        return self.client_id or f"an unknown peer at {self._visit.address}"
 
     async def _handshake(self) -> None:
         message = await self._receive()
         self._link.take(message)
         if isinstance(message, Hello):
             welcome, assets = self._federation.welcome(self, message)
+            self._visit.admitted()
             self._outbox.put(welcome)
             for asset in welcome.assets:
                 if asset.sha256 not in message.assets:
@@ -180,8 +199,10 @@ class Connection:
         if isinstance(error, TimeoutError):
             error = ProtocolError("timeout", "no hello came in time")
         code, reason = error.code, error.reason
-        log.warning("refused %s: %s: %s", self.client_id or "an unknown peer", code, reason)
+        log.warning("refused %s: %s: %s", self._peer, code, reason)
         self._federation.count_refusal(self, code)
+        if code in FAILURES:
+            self._visit.failed()
         try:
             async with asyncio.timeout(self._limits.handshake_s):
                 await self._transmit(encode_frame(Refusal(code=code, reason=reason[:2000])))
@@ -209,8 +230,11 @@ class Connection:
 
     async def _watch(self) -> None:
         loop = asyncio.get_running_loop()
-        # While a frame of its is being written to disk nothing is read, so silence proves nothing.
+        # While a frame of its is being written to disk, or waits for others' frames to be, nothing is read, so silence
+        # proves nothing.
         while True:
+            if self._visit.waits_for_room:
+                self._heard = loop.time()
             left = self._heard + self._limits.silence_s - loop.time()
             if left <= 0 and not self._occupied:
                 break
@@ -227,7 +251,7 @@ class Connection:
             raise ProtocolError("malformed", "a text frame; the protocol speaks in binary frames")
         self.bytes_up += len(frame)
         self._federation.traffic.up += len(frame)
-        return decode_frame(frame, self._limits.control_bytes)
+        return decode_frame(frame, self._limits.control_bytes, MAX_CLIENT_ENTRIES)
 
     async def _read(self) -> None:
         while True:
@@ -251,6 +275,7 @@ class Connection:
             case Ready():
                 self._federation.joined(self, message)
             case EvaluationReport():
+                self._count_evaluation()
                 self._federation.evaluated(self, message)
             case Declined():
                 self._federation.declined(self, message.round, message.reason)
@@ -261,10 +286,19 @@ class Connection:
             case _:
                 pass
 
+    def _count_evaluation(self) -> None:
+        """Each report is written down, so there is a bound on how many may answer one work."""
+        if not self._evaluations_left:
+            raise ProtocolError("out_of_order", f"more than {self._limits.updates_per_round} evaluations for one work")
+        self._evaluations_left -= 1
+
     # --- updates
 
     async def _begin_upload(self, header: UpdateHeader) -> None:
         self._abandon_upload()
+        if not self._visit.gate.announcements.take(self.client_id, self._federation.decisions.version + 1):
+            self._refuse_excess(header)
+            return
         try:
             verdict = self._federation.admit(self, header)
             if verdict == "duplicate":
@@ -280,6 +314,16 @@ class Connection:
             await self._commit_if_complete()
         except (ProtocolError, OSError) as error:
             self._reject(header, error)
+
+    def _refuse_excess(self, header: UpdateHeader) -> None:
+        """Refuse to look at an update of a client that has announced too many; said in the log once per work."""
+        reason = f"{self.client_id} has announced {self._limits.updates_per_round} updates in this round already"
+        if not self._excess_announced:
+            self._excess_announced = True
+            log.warning("refused an update of %s for round %d: %s", self.client_id, header.round, reason)
+        self._federation.count_refusal(self, "too_many_updates")
+        self.send(Rejected(code="too_many_updates", reason=reason, round=header.round))
+        self._federation.declined(self, header.round, reason)
 
     async def _take_chunk(self, chunk: Chunk) -> None:
         upload = self._upload

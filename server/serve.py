@@ -33,15 +33,19 @@ from server.cohort import sample_cohort
 from server.config import Config, LoadedConfig, resolve_config
 from server.coordinator import Coordinator, Rules
 from server.federation import Federation
+from server.gate import Gate
 from server.history import History
+from server.http_protocol import http_protocol
 from server.model_state import ModelState
+from server.open_files import raise_file_limit
 from server.round import Quorum
 from server.run_directory import RunDirectory
 from server.strategy import initial_plan
+from server.web_socket import WebSocketProtocol
 
 log = logging.getLogger("fedmtl.server")
-#: Bytes of a frame beside its payload: header, names, checksum.
-FRAME_OVERHEAD: Final = 4096
+#: Connections that the system keeps until they are accepted.
+BACKLOG: Final = 1024
 
 
 class _Web(uvicorn.Server):
@@ -75,6 +79,7 @@ def serve(loaded: LoadedConfig, run_dir: Path | None, *, resume: bool) -> int:
         ConfigError: before anything is started, for whatever the operator has to put right.
     """
     config = loaded.config
+    raise_file_limit(config.server.limits, BACKLOG)
     run_id = config.run.name or f"{datetime.now():%Y%m%d-%H%M%S}-{derive_seed(config.run.seed, 'run') % 0xFFFF:04x}"
     listener = _listen(config)
     with contextlib.ExitStack() as stack:
@@ -106,7 +111,7 @@ def _listen(config: Config) -> socket.socket:
     address = (config.server.host, config.server.port)
     try:
         family = socket.AF_INET6 if ":" in config.server.host else socket.AF_INET
-        return socket.create_server(address, family=family, backlog=1024)
+        return socket.create_server(address, family=family, backlog=BACKLOG)
     except OSError as error:
         raise ConfigError(
             f"cannot listen on {address[0]}:{address[1]} ({error.strerror}); "
@@ -232,15 +237,14 @@ async def _run(
 
 
 def _web_config(config: Config, federation: Federation) -> uvicorn.Config:
-    limits = config.server.limits
     return uvicorn.Config(
         create_app(federation),
-        # The sans-I/O implementation; tensors do not compress, and liveness is the protocol's own matter.
-        ws="websockets-sansio",
-        ws_max_size=max(limits.control_bytes, limits.chunk_bytes + FRAME_OVERHEAD),
+        # Tensors do not compress, and liveness is the protocol's own matter.
+        ws=WebSocketProtocol,
+        ws_max_size=config.server.limits.frame_bytes,
         ws_per_message_deflate=False,
         ws_ping_interval=None,
-        http="httptools",
+        http=http_protocol(Gate(config.server.limits)),
         lifespan="off",
         access_log=False,
         log_config=None,
