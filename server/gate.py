@@ -158,8 +158,9 @@ class Visit:
             reason: one word, to count by.
             why: for the log.
         """
-        self.cut_off = self.cut_off or why
-        self.gate.count(reason)
+        if not self.cut_off:
+            self.cut_off = why
+            self.gate.count(reason)
         self.abort()
 
     def abort(self) -> None:

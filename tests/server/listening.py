@@ -1,0 +1,119 @@
+"""A little application behind the server's own protocols, on a real socket of this process."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import uvicorn
+
+from server.config import LimitsConfig
+from server.gate import Gate, Visit
+from server.http_protocol import http_protocol
+from server.web_socket import WebSocketProtocol
+
+PATIENCE_S = 20.0
+Receive = Callable[[], Awaitable[Any]]
+Send = Callable[[Any], Awaitable[None]]
+Talk = Callable[["Listening", Visit, Receive, Send], Awaitable[None]]
+
+
+@dataclass
+class Listening:
+    """A server that listens: its gate, where it is, and what its application has received."""
+
+    gate: Gate
+    port: int
+    talk: Talk
+    received: list[Any] = field(default_factory=list)
+    writers: list[asyncio.StreamWriter] = field(default_factory=list)
+
+    @property
+    def address(self) -> str:
+        """Where a WebSocket client connects."""
+        return f"ws://127.0.0.1:{self.port}/ws"
+
+    async def application(self, scope: Any, receive: Receive, send: Send) -> None:  # noqa: ANN401  # ASGI's own
+        """Talk as the test says; a request is answered with its path."""
+        if scope["type"] == "http":
+            body = scope["path"].encode()
+            await send(
+                {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]}
+            )
+            await send({"type": "http.response.body", "body": body})
+            return
+        assert (await receive())["type"] == "websocket.connect"
+        await send({"type": "websocket.accept"})
+        await self.talk(self, scope["state"]["visit"], receive, send)
+
+    async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A bare connection, closed with the server at the latest."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        self.writers.append(writer)
+        return reader, writer
+
+
+async def keep(server: Listening, visit: Visit, receive: Receive, send: Send) -> None:
+    """Admit the peer after its first message, and keep what it sends."""
+    del send
+    while (event := await receive())["type"] == "websocket.receive":
+        server.received.append(event.get("bytes"))
+        if len(server.received) == 1:
+            visit.admitted()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait until it holds."""
+    async with asyncio.timeout(PATIENCE_S):
+        while not condition():  # noqa: ASYNC110  # of things that have no event
+            await asyncio.sleep(0.005)
+
+
+@asynccontextmanager
+async def listening(limits: LimitsConfig | None = None, talk: Talk = keep) -> AsyncIterator[Listening]:
+    """Serve until the block ends."""
+    limits = limits or LimitsConfig()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = Listening(Gate(limits), listener.getsockname()[1], talk)
+        web = uvicorn.Server(
+            uvicorn.Config(
+                server.application,
+                interface="asgi3",
+                http=http_protocol(server.gate),
+                ws=WebSocketProtocol,
+                ws_max_size=limits.frame_bytes,
+                ws_per_message_deflate=False,
+                ws_ping_interval=None,
+                lifespan="off",
+                access_log=False,
+                log_config=None,
+                timeout_graceful_shutdown=1,
+            )
+        )
+        web.config.load()
+        serving = asyncio.create_task(web._serve([listener]))
+        try:
+            await until(lambda: web.started)
+            yield server
+        finally:
+            for writer in server.writers:
+                writer.transport.abort()
+                with suppress(OSError):
+                    await writer.wait_closed()
+            web.should_exit = True
+            with suppress(asyncio.CancelledError):
+                await serving
+
+
+async def end_of(reader: asyncio.StreamReader) -> bytes:
+    """All that comes until the other end closes; a reset is an end too."""
+    came = b""
+    async with asyncio.timeout(PATIENCE_S):
+        with suppress(ConnectionError):
+            while piece := await reader.read(65536):
+                came += piece
+    return came
