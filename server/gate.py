@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 from server.announcements import Announcements
 from server.byte_budget import ByteBudget
 from server.doorway import Doorway
-from server.failed_attempts import FailedAttempts
+from server.failed_attempts import FailedAttempts, site_of
 
 if TYPE_CHECKING:
     from server.config import LimitsConfig
@@ -63,7 +63,7 @@ class Gate:
         """A connection was opened. Another may be closed for it."""
         visit = Visit(self, next(self._numbers), transport)
         self._visits[visit.number] = visit
-        self.push_out(self.doorway.arrived(visit.number), "crowded")
+        self.push_out(self.doorway.arrived(visit.number, site_of(visit.address)), "crowded")
         return visit
 
     def push_out(self, number: int | None, reason: str) -> None:
