@@ -49,8 +49,10 @@ if TYPE_CHECKING:
 log = logging.getLogger("fedmtl.server")
 CLOSE_OK: Final = 1000
 CLOSE_POLICY: Final = 1008
-#: Most list items and map entries in one message of a client: an update of 16,384 tensors has half as many.
-MAX_CLIENT_ENTRIES: Final = 2**19
+#: Most list items and map entries in one message of a client (the largest evaluation has 17,000) ...
+CLIENT_ENTRIES: Final = 32_768
+#: ... and for each slot of the plan: a tensor header has 8 fields, each shape up to 8 dimensions.
+SLOT_ENTRIES: Final = 32
 
 
 @dataclass
@@ -251,7 +253,8 @@ class Connection:
             raise ProtocolError("malformed", "a text frame; the protocol speaks in binary frames")
         self.bytes_up += len(frame)
         self._federation.traffic.up += len(frame)
-        return decode_frame(frame, self._limits.control_bytes, MAX_CLIENT_ENTRIES)
+        most = CLIENT_ENTRIES + SLOT_ENTRIES * len(self._federation.model.plan.slots)
+        return decode_frame(frame, self._limits.control_bytes, most)
 
     async def _read(self) -> None:
         while True:

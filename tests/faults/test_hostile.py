@@ -106,7 +106,7 @@ async def test_a_run_among_hostile_peers_ends_with_the_bits_of_an_undisturbed_on
         hostile.declare(server, 1 << 62),
         hostile.flood_with_pings(server),
     )
-    assert below == ["closed"] * 4
+    assert set(below) == {"closed"}
     silent = await hostile.say_nothing(server, 1000)
     arrivals = Arrivals(len(LIES) + 1)
     slow = asyncio.create_task(hostile.read_a_byte_a_second(server, "qqp_slow", arrivals))
