@@ -59,9 +59,9 @@ class Gate:
         self._numbers = itertools.count()
         self._logged = float("-inf")
 
-    def arrived(self, transport: asyncio.Transport) -> Visit:
-        """A connection was opened. Another may be closed for it."""
-        visit = Visit(self, next(self._numbers), transport)
+    def arrived(self, address: str) -> Visit:
+        """A connection was opened from this IP address. Another may be closed for it."""
+        visit = Visit(self, next(self._numbers), address)
         self._visits[visit.number] = visit
         self.push_out(self.doorway.arrived(visit.number, site_of(visit.address)), "crowded")
         return visit
@@ -94,18 +94,20 @@ class Visit:
     Attributes:
         number: names it in the doorway.
         address: the peer's IP address, empty where there is none.
+        entering: waits until the connection is up, TLS and all; None from then on.
+        transport: the connection, from then on.
         deadline: when, on the loop's clock, a hello must have come.
         waits_for_room: nothing is read from it until other connections' frames are stored.
         cut_off: why the server ended it without a word; empty when it did not.
         when_admitted: called once when its hello was accepted.
     """
 
-    def __init__(self, gate: Gate, number: int, transport: asyncio.Transport) -> None:
+    def __init__(self, gate: Gate, number: int, address: str) -> None:
         self.gate = gate
         self.number = number
-        self.transport = transport
-        peer = transport.get_extra_info("peername")
-        self.address = str(peer[0]) if isinstance(peer, tuple) else ""
+        self.address = address
+        self.entering: asyncio.Task[None] | None = None
+        self.transport: asyncio.Transport | None = None
         self._loop = asyncio.get_running_loop()
         self.deadline = self._loop.time() + gate.limits.handshake_s
         self.waits_for_room = False
@@ -146,7 +148,7 @@ class Visit:
             self._stuck = None
 
     def _too_slow(self) -> None:
-        left = self.transport.get_write_buffer_size()
+        left = self.transport.get_write_buffer_size() if self.transport is not None else 0
         self.cut("slow", f"it did not take {left} bytes in {self.gate.limits.send_s:g} s")
 
     # --- leaving
@@ -165,7 +167,10 @@ class Visit:
 
     def abort(self) -> None:
         """Close the socket without waiting for the peer."""
-        if not self.transport.is_closing() or self.transport.get_write_buffer_size():
+        if self.transport is None:
+            if self.entering is not None:
+                self.entering.cancel()
+        elif not self.transport.is_closing() or self.transport.get_write_buffer_size():
             self.transport.abort()
 
     def gone(self) -> None:

@@ -7,44 +7,42 @@ length. Every connection begins here, those of clients too, until they upgrade t
 from __future__ import annotations
 
 import asyncio
-from typing import Any, ClassVar, Final, cast
+from typing import Any, Final, cast
 
 from uvicorn._types import ASGIReceiveCallable, ASGISendCallable, Scope
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from server.gate import Gate, Visit
+from server.gate import Visit
 
 #: Longest request, from the first byte to the last of its body. The REST API takes no large bodies.
 MAX_REQUEST_BYTES: Final = 65536
 
 
 class HttpProtocol(HttpToolsProtocol):
-    """One connection; `http_protocol` makes the class for a server."""
+    """One connection.
 
-    gate: ClassVar[Gate]
+    Args:
+        visit: how the gate knows the connection.
+        config: uvicorn's.
+        server_state: uvicorn's.
+    """
 
-    def __init__(
-        self,
-        config: Config,
-        server_state: ServerState,
-        app_state: dict[str, Any],
-        _loop: asyncio.AbstractEventLoop | None = None,
-    ) -> None:
-        super().__init__(config, server_state, app_state, _loop)
+    def __init__(self, visit: Visit, config: Config, server_state: ServerState) -> None:
+        # From here the visit comes to the scope of every request, and to the WebSocket protocol.
+        super().__init__(config, server_state, {"visit": visit})
+        self._visit = visit
+        self._limits = visit.gate.limits
         self._application = self.app
         self._received = 0
         self._late: asyncio.TimerHandle | None = None
-        self._visit: Visit
 
     # --- the transport
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
-        """Find a place for the connection, and begin to wait for its request."""
-        self._visit = self.gate.arrived(transport)
-        # From here it comes to the scope of every request, and to the WebSocket protocol.
-        self.app_state = {**self.app_state, "visit": self._visit}
+        """Begin to wait for a request."""
+        self._visit.transport = transport
         super().connection_made(transport)
         self._await_request()
 
@@ -130,7 +128,10 @@ class HttpProtocol(HttpToolsProtocol):
         return cycle is not None and not cycle.response_complete
 
     def _await_request(self) -> None:
-        self._late = self.loop.call_later(self.gate.limits.handshake_s, self._too_late)
+        # The first request has the time since the connection was accepted, further ones as much from their first byte.
+        cycle: RequestResponseCycle | None = self.cycle
+        until = self._visit.deadline if cycle is None else self.loop.time() + self._limits.handshake_s
+        self._late = self.loop.call_at(until, self._too_late)
 
     def _request_came(self) -> None:
         self._received = 0
@@ -139,23 +140,13 @@ class HttpProtocol(HttpToolsProtocol):
             self._late = None
 
     def _too_late(self) -> None:
-        self.gate.count("late")
+        self._visit.gate.count("late")
         self._visit.abort()
 
     def _turn_away(self, reason: str, status: str, headers: str = "") -> None:
-        self.gate.count(reason)
+        self._visit.gate.count(reason)
         self.transport.write(f"HTTP/1.1 {status}\r\n{headers}content-length: 0\r\nconnection: close\r\n\r\n".encode())
         self.transport.close()
-
-
-def http_protocol(gate: Gate) -> type[HttpProtocol]:
-    """The class for `uvicorn.Config(http=...)` of a server with this gate."""
-
-    class Bound(HttpProtocol):
-        pass
-
-    Bound.gate = gate
-    return Bound
 
 
 async def _too_many_requests(scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:

@@ -35,7 +35,8 @@ from server.coordinator import Coordinator, Rules
 from server.federation import Federation
 from server.gate import Gate
 from server.history import History
-from server.http_protocol import http_protocol
+from server.http_protocol import HttpProtocol
+from server.listener import Listener
 from server.model_state import ModelState
 from server.open_files import raise_file_limit
 from server.round import Quorum
@@ -51,13 +52,23 @@ BACKLOG: Final = 1024
 class _Web(uvicorn.Server):
     """uvicorn without its own signal handling: a signal stops the run first, then the listener."""
 
-    def __init__(self, config: uvicorn.Config) -> None:
+    def __init__(self, config: uvicorn.Config, gate: Gate, listening: socket.socket) -> None:
         super().__init__(config)
+        self._gate = gate
+        self._listening = listening
         self._up = asyncio.Event()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start listening, and say so."""
-        await super().startup(sockets)
+        del sockets
+        listener = Listener(
+            self._listening,
+            self._gate,
+            lambda visit: HttpProtocol(visit, self.config, self.server_state),
+            self.config.ssl,
+        )
+        self.servers = [listener]  # type: ignore[list-item]  # closed and waited for as an asyncio.Server
+        self.started = True
         self._up.set()
 
     async def listening(self, serving: asyncio.Task[None]) -> None:
@@ -215,13 +226,15 @@ async def _run(
     decisions = _decisions(config, specs, model.version)
     federation = Federation(config, specs, family, model, directory, history, run_id, decisions)
     await federation.begin_run()
-    web = _Web(_web_config(config, federation))
-    serving = asyncio.create_task(web.serve(sockets=[listener]))
+    gate = Gate(config.server.limits)
+    web = _Web(_web_config(config, federation), gate, listener)
+    # Asked while the socket is open: it is closed with the server.
+    host, port = listener.getsockname()[:2]
+    serving = asyncio.create_task(web.serve())
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, federation.stop, f"received {number.name}")
     await web.listening(serving)
-    host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     sys.stdout.write(f"ready url=http://{shown}:{port} run_dir={directory.path}\n")
     sys.stdout.flush()
@@ -244,7 +257,6 @@ def _web_config(config: Config, federation: Federation) -> uvicorn.Config:
         ws_max_size=config.server.limits.frame_bytes,
         ws_per_message_deflate=False,
         ws_ping_interval=None,
-        http=http_protocol(Gate(config.server.limits)),
         lifespan="off",
         access_log=False,
         log_config=None,

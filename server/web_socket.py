@@ -72,7 +72,7 @@ class _Parser(ServerProtocol):
 
 
 class WebSocketProtocol(WebSocketsSansIOProtocol):
-    """One connection from its upgrade on; the class for `uvicorn.Config(ws=...)`, needs `server.http_protocol`."""
+    """One connection from its upgrade on; the class for `uvicorn.Config(ws=...)`, with `HttpProtocol` before it."""
 
     conn: _Parser
 

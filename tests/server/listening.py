@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import uvicorn
+from uvicorn.server import ServerState
 
 from server.config import LimitsConfig
 from server.gate import Gate, Visit
-from server.http_protocol import http_protocol
+from server.http_protocol import HttpProtocol
+from server.listener import Listener
 from server.web_socket import WebSocketProtocol
 
 PATIENCE_S = 20.0
@@ -74,39 +77,38 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 @asynccontextmanager
-async def listening(limits: LimitsConfig | None = None, talk: Talk = keep) -> AsyncIterator[Listening]:
+async def listening(
+    limits: LimitsConfig | None = None, talk: Talk = keep, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[Listening]:
     """Serve until the block ends."""
     limits = limits or LimitsConfig()
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = Listening(Gate(limits), listener.getsockname()[1], talk)
-        web = uvicorn.Server(
-            uvicorn.Config(
-                server.application,
-                interface="asgi3",
-                http=http_protocol(server.gate),
-                ws=WebSocketProtocol,
-                ws_max_size=limits.frame_bytes,
-                ws_per_message_deflate=False,
-                ws_ping_interval=None,
-                lifespan="off",
-                access_log=False,
-                log_config=None,
-                timeout_graceful_shutdown=1,
-            )
-        )
-        web.config.load()
-        serving = asyncio.create_task(web._serve([listener]))
-        try:
-            await until(lambda: web.started)
-            yield server
-        finally:
-            for writer in server.writers:
-                writer.transport.abort()
-                with suppress(OSError):
-                    await writer.wait_closed()
-            web.should_exit = True
-            with suppress(asyncio.CancelledError):
-                await serving
+    open_to = socket.create_server(("127.0.0.1", 0))
+    server = Listening(Gate(limits), open_to.getsockname()[1], talk)
+    config = uvicorn.Config(
+        server.application,
+        interface="asgi3",
+        ws=WebSocketProtocol,
+        ws_max_size=limits.frame_bytes,
+        ws_per_message_deflate=False,
+        ws_ping_interval=None,
+        access_log=False,
+        log_config=None,
+    )
+    config.load()
+    state = ServerState()
+    listener = Listener(open_to, server.gate, lambda visit: HttpProtocol(visit, config, state), tls)
+    try:
+        yield server
+    finally:
+        for writer in server.writers:
+            writer.transport.abort()
+            with suppress(OSError):
+                await writer.wait_closed()
+        for connection in list(state.connections):
+            connection.shutdown()
+        await until(lambda: not state.connections and not state.tasks)
+        listener.close()
+        await listener.wait_closed()
 
 
 async def end_of(reader: asyncio.StreamReader) -> bytes:

@@ -5,6 +5,10 @@ from __future__ import annotations
 import asyncio
 import base64
 import os
+import shutil
+import ssl
+import subprocess
+from pathlib import Path
 
 import httpx
 import pytest
@@ -133,3 +137,57 @@ async def test_an_address_that_failed_too_often_is_told_to_wait() -> None:
             assert refusal.status_code == 429
             assert 0 < int(refusal.headers["retry-after"]) <= 30
             assert (await http.get(url)).text == "/page"
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A key and a certificate for 127.0.0.1, in one file."""
+    if shutil.which("openssl") is None:
+        pytest.skip("no openssl here to make a certificate")
+    folder = tmp_path_factory.mktemp("tls")
+    key, cert = str(folder / "key.pem"), str(folder / "cert.pem")
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"),
+            *(
+                "-keyout",
+                key,
+                "-out",
+                cert,
+                "-days",
+                "2",
+                "-subj",
+                "/CN=here",
+                "-addext",
+                "subjectAltName=IP:127.0.0.1",
+            ),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    both = folder / "both.pem"
+    both.write_text(Path(key).read_text() + Path(cert).read_text())
+    return both
+
+
+async def test_peers_that_do_not_finish_the_tls_handshake_are_bounded_like_all_strangers(certificate: Path) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    known = ssl.create_default_context(cafile=str(certificate))
+    async with listening(LimitsConfig(handshakes=5, handshake_s=1.0), tls=context) as server:
+        silent = [await server.connect() for _ in range(20)]
+        silent[-1][1].write(b"\x16\x03\x01")  # a handshake that begins
+        silent[-2][1].write(b"GET / HTTP/1.1\r\n")  # none at all
+        async with connect(server.address.replace("ws:", "wss:"), proxy=None, ssl=known) as client:
+            await client.send(b"hello")
+            await until(lambda: server.received == [b"hello"])
+            assert server.gate.doorway.strangers <= 5
+            assert [await end_of(reader) for reader, _ in silent[:15]] == [b""] * 15
+            for reader, _ in silent[15:]:
+                await end_of(reader)
+            await client.send(b"still here")
+            await until(lambda: server.received == [b"hello", b"still here"])
+            async with httpx.AsyncClient(trust_env=False, verify=known) as http:
+                answer = await http.get(f"https://127.0.0.1:{server.port}/page")
+                assert answer.text == "/page"
+        await until_empty(server.gate)
