@@ -527,7 +527,7 @@ class Federation:
     async def _screen(self, round_id: int, client_ids: frozenset[str]) -> None:
         """Look at the updates of a closed round together."""
         updates = [self._updates[client_id] for client_id in sorted(client_ids)]
-        norms = {update.client_id: await self._lane.run(update_norm, update) for update in updates}
+        norms = {update.client_id: await self._lane.run(update_norm, update, self.model.plan) for update in updates}
         limit = self.config.federation.screening.max_norm_ratio
         assert limit is not None
         outliers = norm_outliers(norms, limit)
