@@ -54,11 +54,11 @@ def geometry(parameters: int) -> dict[str, Any]:
     return {"model_type": "bert", **shape, "vocab_size": vocabulary, "max_position_embeddings": 512}
 
 
-def configuration(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The server's configuration."""
+def configuration(arguments: argparse.Namespace, **run_keys: bool) -> dict[str, Any]:
+    """The server's configuration; `run_keys` are further keys of its section ``run``."""
     encoder = {"config": geometry(arguments.parameters), "tokenizer": "synthetic-words"}
     return {
-        "run": {"rounds": arguments.rounds, "keep_versions": 1},
+        "run": {"rounds": arguments.rounds, "keep_versions": 1, **run_keys},
         "server": {"port": 0},
         "federation": {"min_clients": arguments.clients, "evaluate": "none"},
         "model": {"family": "transformer", "encoder": encoder, "pooling": "cls"},
@@ -80,10 +80,10 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def run(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
+def run(arguments: argparse.Namespace, folder: Path, **run_keys: bool) -> dict[str, Any]:
     """Run the federation; figures from its own history."""
     config, run_dir = folder / "config.yaml", folder / "run"
-    config.write_text(yaml.safe_dump(configuration(arguments)))
+    config.write_text(yaml.safe_dump(configuration(arguments, **run_keys)))
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-m", "server", "--config", str(config), "--run-dir", str(run_dir)]
     with (folder / "log").open("w") as log:
@@ -123,10 +123,7 @@ def run(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
 def figures(arguments: argparse.Namespace, run_dir: Path, base: float, peak: float) -> dict[str, Any]:
     """What the run's history says."""
     summary = json.loads((run_dir / "summary.json").read_text())
-    with sqlite3.connect(run_dir / "run.db") as database:
-        started = [row[0] for row in database.execute("SELECT started FROM rounds ORDER BY round")]
-        phases = [json.loads(row[0]) for row in database.execute("SELECT phases FROM rounds ORDER BY round")]
-    between = [later - earlier for earlier, later in itertools.pairwise(started)]
+    between, phases = round_times(run_dir)
     rounds = summary["history"][1:]
     head = max(summary["model"]["head_parameters"].values())
     return {
@@ -143,6 +140,14 @@ def figures(arguments: argparse.Namespace, run_dir: Path, base: float, peak: flo
         "server_base_mb": base,
         "model_mb": 4 * summary["model"]["total_parameters"] / 1e6,
     }
+
+
+def round_times(run_dir: Path) -> tuple[list[float], list[dict[str, float]]]:
+    """Seconds from each round's start to the next one's, and the seconds of each round by phase."""
+    with sqlite3.connect(run_dir / "run.db") as database:
+        started = [row[0] for row in database.execute("SELECT started FROM rounds ORDER BY round")]
+        phases = [json.loads(row[0]) for row in database.execute("SELECT phases FROM rounds ORDER BY round")]
+    return [later - earlier for earlier, later in itertools.pairwise(started)], phases
 
 
 def echo(port: int, nbytes: int, rounds: int) -> None:

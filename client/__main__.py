@@ -16,9 +16,10 @@ import typer
 
 from client.tls import client_tls, travels_in_clear
 from common.arguments import TasksCommand, task_names
-from common.console import set_up_logging
+from common.console import LogFormat, set_up_logging
 from common.errors import EXIT_OK, ConfigError, FedmtlError
 from common.event_loop import loop_factory
+from common.log_context import set_log_context
 
 if TYPE_CHECKING:
     from client.session import Session
@@ -80,9 +81,11 @@ def run(
         ),
     ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="Log more.")] = False,
+    log_format: Annotated[LogFormat, typer.Option(help="Lines for people, or a JSON object per line.")] = "text",
 ) -> None:
     """Take part in a federation: receive a slice of the model, train it here, send back what changed."""
-    set_up_logging(verbose=verbose)
+    set_up_logging(verbose=verbose, format=log_format)
+    set_log_context(client_id=client_id)
     try:
         names = task_names(tasks)
         if not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", client_id):
@@ -101,9 +104,10 @@ def run(
         token = _token(token, token_file, server)
         kept = KeptUpdates(state_dir or default_state_dir(), client_id)
         workload = LocalWorkload(data, device, Shard.parse(shard) if shard else None, sync.value, threads)
+        display = Display(terminal=None if log_format == "text" else False)
         identity = Identity(server, client_id, names, token, sync.value, reconnect_for, tls)
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
-            code = runner.run(_take_part(Session(identity, workload, Display(), kept)))
+            code = runner.run(_take_part(Session(identity, workload, display, kept)))
     except FedmtlError as error:
         log.error("%s", error)  # noqa: TRY400  # a person needs the sentence, not our stack
         code = error.exit_code

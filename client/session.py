@@ -29,6 +29,7 @@ from client.worker import Worker
 from client.workload import Received, Workload
 from common.errors import ProtocolError, RunFailed
 from common.failpoints import failpoint
+from common.log_context import bind_log_context, with_log_context
 from common.messages import (
     PROTOCOL_VERSION,
     Asset,
@@ -139,6 +140,7 @@ class Session:
             RunFailed: the run ended without reaching its target, or the server is gone for good.
             ConfigError, DataError: this client's data does not fit its tasks.
         """
+        bind_log_context(client_id=self._identity.client_id)
         backoff = Backoff(self._identity.reconnect_s)
         try:
             while True:
@@ -215,6 +217,7 @@ class Session:
             async with asyncio.timeout(OPEN_TIMEOUT_S):
                 welcome = await self._introduce(socket)
             self._welcome, self._welcomed_before = welcome, True
+            bind_log_context(run_id=welcome.run_id)
             failpoint("client.welcomed")
             try:
                 await self._stay(socket, welcome)
@@ -330,7 +333,8 @@ class Session:
         await asyncio.gather(*(task for task in before if task is not None), return_exceptions=True)
         try:
             loop = asyncio.get_running_loop()
-            loaded = await loop.run_in_executor(self._thread, self._workload.prepare, welcome, assets)
+            prepare = with_log_context(self._workload.prepare)
+            loaded = await loop.run_in_executor(self._thread, prepare, welcome, assets)
         except Exception as error:
             self._fail(error)
             raise _Failed(error) from error

@@ -14,6 +14,7 @@ from client.kept_update import Assignment, KeptUpdates
 from client.workload import Received, TrainedUpdate, WorkCancelled, WorkDeclined, Workload
 from common.errors import PlanError, Refused
 from common.failpoints import failpoint
+from common.log_context import bind_log_context, with_log_context
 from common.messages import Declined, EvaluationReport, Message, Progress, Work
 from common.outbox import Outbox, OutboxFull
 from common.plan import Slice
@@ -178,6 +179,7 @@ class Worker:
         if before is not None:
             await asyncio.gather(before, return_exceptions=True)
         round_id = job.work.round
+        bind_log_context(round=round_id)
         try:
             slice_ = Slice.from_dict(job.work.slice)
             self._assign(job, slice_)
@@ -212,7 +214,8 @@ class Worker:
     async def _evaluate_and_train(self, job: Job, slice_: Slice, received: Received) -> None:
         work, run = job.work, asyncio.get_running_loop().run_in_executor
         if work.evaluate and not job.cancelled.is_set():
-            results = await run(self._thread, self._workload.evaluate, work, slice_, received, job.cancelled)
+            evaluate = with_log_context(self._workload.evaluate)
+            results = await run(self._thread, evaluate, work, slice_, received, job.cancelled)
             job.evaluation = EvaluationReport(round=work.round, version=work.version, tasks=dict(results))
             self._display.evaluated(work.version, results)
             failpoint("client.evaluated")
@@ -236,7 +239,8 @@ class Worker:
         work, run = job.work, asyncio.get_running_loop().run_in_executor
         self._display.round_started(work.round, work.target_rounds)
         report = self._progress_reporter(work.round)
-        update = await run(self._thread, self._workload.train, work, slice_, received, report, job.cancelled)
+        train = with_log_context(self._workload.train)
+        update = await run(self._thread, train, work, slice_, received, report, job.cancelled)
         self._display.round_trained(work.round, update)
         failpoint("client.trained")
         if self._kept is not None and job.assignment is not None:

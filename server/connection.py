@@ -13,7 +13,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 from fastapi import WebSocket, WebSocketDisconnect
 
@@ -57,6 +57,10 @@ CLOSE_POLICY: Final = 1008
 CLIENT_ENTRIES: Final = 32_768
 #: ... and for each slot of the plan: a tensor header has 8 fields, each shape up to 8 dimensions.
 SLOT_ENTRIES: Final = 32
+#: What uvicorn reports where no close frame came.
+LOST: Final = (1005, 1006)
+#: Seconds for a client to take in that the run is over, and to close.
+FAREWELL_S: Final = 2.0
 
 
 @dataclass
@@ -79,6 +83,8 @@ class Connection:
         revoked: they count no longer: it is being closed, and gets no further work.
         bytes_down: bytes of frames sent.
         bytes_up: bytes of frames received.
+        said_goodbye: it leaves for good.
+        heard_the_end: it closed the connection in due form after the run was over.
     """
 
     def __init__(self, socket: WebSocket, federation: Federation) -> None:
@@ -90,6 +96,7 @@ class Connection:
         self.bytes_down = 0
         self.bytes_up = 0
         self.said_goodbye = False
+        self.heard_the_end = False
         self._socket = socket
         self._federation = federation
         self._limits = federation.config.server.limits
@@ -108,6 +115,11 @@ class Connection:
     def last_seen(self) -> float:
         """Seconds since the epoch of the last sign of life."""
         return time.time() - (asyncio.get_running_loop().time() - self._heard)
+
+    @property
+    def waiting(self) -> int:
+        """Messages that have not left yet."""
+        return self._outbox.waiting
 
     # --- what the federation may ask for
 
@@ -235,6 +247,9 @@ class Connection:
                 frame = encode_frame(Heartbeat(sequence=sequence))
                 sequence += 1
             if frame is None:
+                if self._federation.over:
+                    # The client closes when it has heard that the run is over. Were we the first, we would not know.
+                    await asyncio.sleep(FAREWELL_S)
                 await self._socket.close(CLOSE_OK)
                 return
             await self._transmit(frame)
@@ -260,7 +275,9 @@ class Connection:
     async def _receive(self) -> Message:
         event = await self._socket.receive()
         if event["type"] == "websocket.disconnect":
-            raise WebSocketDisconnect(event.get("code", 1006))
+            code = event.get("code", 1006)
+            self.heard_the_end = self._federation.over and code not in LOST
+            raise WebSocketDisconnect(code)
         self._heard = asyncio.get_running_loop().time()
         frame = event.get("bytes")
         if frame is None:
@@ -318,8 +335,8 @@ class Connection:
             return
         try:
             verdict = self._federation.admit(self, header)
-            if verdict == "duplicate":
-                self._acknowledge_again(header)
+            if verdict != "wanted":
+                self._answer_again(header, verdict)
                 return
             directory = self._federation.directory
             writer = await asyncio.to_thread(SpoolWriter, directory.spool, header, self.client_id, directory.disk)
@@ -359,17 +376,19 @@ class Connection:
         upload = self._upload
         if upload is not None and upload.receiver.complete:
             # The round may have closed while the chunks came.
-            if self._federation.admit(self, upload.header) == "duplicate":
+            verdict = self._federation.admit(self, upload.header)
+            if verdict != "wanted":
                 self._abandon_upload()
-                self._acknowledge_again(upload.header)
+                self._answer_again(upload.header, verdict)
                 return
             self._upload = None
             spool_round = self._federation.decisions.spool_round
             update: SpooledUpdate = await asyncio.to_thread(upload.writer.commit, spool_round)
             self._federation.update_spooled(self, update)
 
-    def _acknowledge_again(self, header: UpdateHeader) -> None:
-        self.send(UpdateAck(round=header.round, version=header.version, update=header.digest, duplicate=True))
+    def _answer_again(self, header: UpdateHeader, verdict: Literal["duplicate", "undecided"]) -> None:
+        if verdict == "duplicate":
+            self.send(UpdateAck(round=header.round, version=header.version, update=header.digest, duplicate=True))
 
     def _reject(self, header: UpdateHeader, error: ProtocolError | OSError) -> None:
         """Refuse an update; the connection lives on, and so does the round."""

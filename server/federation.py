@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 from common.errors import ProtocolError, UpdateRejected
 from common.failpoints import failpoint
+from common.log_context import bind_log_context, set_log_context
 from common.messages import (
     EvaluationReport,
     Finished,
@@ -46,8 +47,9 @@ from server.connection import Connection
 from server.coordinator import Coordinator
 from server.events import EventFeed
 from server.lane import Lane, NoRoom, no_room
+from server.prometheus import Measures
 from server.quarantine import BAD_UPDATES
-from server.records import OpenRound, Participant, Traffic
+from server.records import OpenRound, Participant, QueueDepths, Traffic
 from server.reduce import ReductionCancelled, UnsoundModel, reduce_round
 from server.round import Examples
 from server.rules import Kept
@@ -106,6 +108,7 @@ class Federation:
         self.feed = EventFeed(history.last_event(), lambda *event: self._record(history.record_event, *event))
         self.participants: dict[str, Participant] = {}
         self.refusals: dict[str, int] = {}
+        self.measures = Measures()
         self.open_round: OpenRound | None = None
         self.finished: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self._progress: Literal["resuming", "running"] | Outcome = "resuming"
@@ -121,9 +124,9 @@ class Federation:
         self._aggregators = AggregatorChoice.of(config.federation.aggregation, self.model.plan.slots)
         self._jobs: set[asyncio.Task[Any]] = set()
         self._failure = ""
-        self._empty = asyncio.Event()
+        self._departed = asyncio.Event()
         self._farewell = Finished(state="stopped", reason="the run has not begun", rounds_completed=0)
-        #: Clients that a process before this one did not tell that the run is finished.
+        #: Clients that could not be told that the run is over: by this process, or by one before it that finished it.
         self._unaware: set[str] = set()
         self._all_told = asyncio.Event()
         #: One version at a time is folded and committed, however long a commit waits for room on the disk.
@@ -142,6 +145,11 @@ class Federation:
     def over(self) -> bool:
         """Whether the run has ended in this process."""
         return self._progress not in ("resuming", "running")
+
+    def queue_depths(self) -> QueueDepths:
+        """What waits now, and for whom."""
+        waiting = [connection.waiting for connection in self._connections.values()]
+        return QueueDepths(self._events.qsize(), self._lane.waiting, sum(waiting), max(waiting, default=0))
 
     # --- the loop
 
@@ -269,7 +277,7 @@ class Federation:
         connection.client_id, connection.tasks, connection.full = hello.client_id, tasks, whole
         connection.credentials = admitted.credentials
         self._connections[hello.client_id] = connection
-        self._empty.clear()
+        bind_log_context(client_id=hello.client_id)  # the connection's own task
         return self._introduction.welcome(hello, tasks, version, up, down), self._introduction.assets
 
     def joined(self, connection: Connection, ready: Ready) -> None:
@@ -291,13 +299,14 @@ class Federation:
         if known is not None:
             known.bytes_down += connection.bytes_down
             known.bytes_up += connection.bytes_up
+        self._departed.set()
+        if connection.said_goodbye or connection.heard_the_end:
+            self._unaware.discard(connection.client_id)
         if self._connections.get(connection.client_id) is not connection:
             return
         del self._connections[connection.client_id]
-        if not self._connections:
-            self._empty.set()
         if known is not None and known.connection is connection:
-            known.connection, known.last_seen = None, time.time()
+            known.connection, known.last_seen, known.may_return = None, time.time(), not connection.said_goodbye
             log.info(
                 "%s %s",
                 connection.client_id,
@@ -360,15 +369,20 @@ class Federation:
         """A client says how far its training is; for people."""
         self.participants[connection.client_id].progress = f"{progress.done_steps}/{progress.total_steps}"
 
-    def admit(self, connection: Connection, header: UpdateHeader) -> Literal["wanted", "duplicate"]:
-        """Whether an announced update is to be received; raises `UpdateRejected` when it is refused."""
+    def admit(self, connection: Connection, header: UpdateHeader) -> Literal["wanted", "duplicate", "undecided"]:
+        """Whether an announced update is to be received; raises `UpdateRejected` when it is refused.
+
+        An undecided one is on disk, but whether it counts is not settled: the answer to it is the answer to this one.
+        """
         if not self.authenticator.still_valid(connection.credentials):
             raise UpdateRejected("authentication", CREDENTIALS_ENDED)
         waiting = self._undecided.get(connection.client_id)
         if waiting is not None and waiting.header.round == header.round:
-            return "duplicate"
+            return "undecided"
         if waiting is not None:
             raise UpdateRejected("not_asked", f"the update of round {waiting.header.round} is still being decided on")
+        if any(client_id == connection.client_id for _, client_id, _ in self._held_acks):
+            return "undecided"
         verdict, code, reason = self.decisions.admission(connection.client_id, header.round)
         if verdict == "refused":
             raise UpdateRejected(code, reason)
@@ -431,6 +445,9 @@ class Federation:
 
     def _begin(self, command: core.BeginRound) -> None:
         cohort = sorted(command.trainers)
+        set_log_context(round=command.round_id)
+        if command.attempt > 1:
+            self.measures.rounds_repeated.inc()
         self.open_round = OpenRound(
             command.round_id, command.attempt, cohort, time.time(), self.traffic.down, self.traffic.up
         )
@@ -478,6 +495,7 @@ class Federation:
         self._held_acks.append((command.counts_in - 1, client_id, ack))
         self._send_acknowledgements()
         if not command.duplicate:
+            self.measures.updates_accepted.inc()
             if client_id in self.participants:
                 self.participants[client_id].rounds += 1
             nbytes = self._record_update(update, command.counts_in)
@@ -602,6 +620,7 @@ class Federation:
         for counts in contributions.values():
             for task, count in counts.items():
                 examples[task] = examples.get(task, 0) + count
+        self.measures.round_seconds.observe(now - current.started)
         self.scoreboard.rounds[current.round_id] = RoundRecord(
             current.round_id,
             seconds=now - current.started,
@@ -631,6 +650,9 @@ class Federation:
         self._farewell = Finished(state=state, reason=reason[:2000], rounds_completed=self.model.version)
         log.info("run %s: %s", state, reason)
         self.feed.publish("finished", {"state": state, "reason": reason})
+        self._unaware = set(self._connections)
+        if state != "stopped":  # a stopped server is waited for, so nobody needs to hear that
+            self._unaware |= {client_id for client_id, known in self.participants.items() if self._may_return(known)}
         try:
             await self._lane.write(self._record_end, state)
         except NoRoom as error:
@@ -643,11 +665,16 @@ class Federation:
         if not self.finished.done():
             self.finished.set_result(state)
 
+    def _may_return(self, known: Participant) -> bool:
+        """Whether a client is away, and has not been for so long that it would have lost its seat."""
+        away_s = time.time() - known.last_seen
+        return known.connection is None and known.may_return and away_s < self.config.federation.rejoin_grace_s
+
     def _record_end(self, state: Outcome) -> None:
         if state == "finished":
             self.history.set("finished", self.model.version)
             # Should this process be killed now, the next one tells them.
-            self.history.set("unaware", sorted(self._connections))
+            self.history.set("unaware", sorted(self._unaware))
             self._spool.discard(self.model.version)
         self.directory.write_summary(self.summary())
 
@@ -660,13 +687,14 @@ class Federation:
         self.post(core.StopRequested(reason))
 
     async def drained(self, patience_s: float) -> None:
-        """Wait until clients have taken their last messages and closed, but not for ever."""
-        if self._connections:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(patience_s):
-                    await self._empty.wait()
-        if self._progress == "finished" and not self._connections:
-            self._record(self.history.set, "unaware", [])
+        """Wait until clients have heard that the run is over and closed, those included that come back just now."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(patience_s):
+                while self._connections or self._unaware:
+                    self._departed.clear()
+                    await self._departed.wait()
+        if self._progress == "finished":
+            self._record(self.history.set, "unaware", sorted(self._unaware))
 
     async def say_farewell(self) -> Outcome:
         """Tell the clients of a finished run that it is over: those that its server could not tell any more."""

@@ -20,6 +20,23 @@ class Traffic:
     up: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class QueueDepths:
+    """What waits at one moment.
+
+    Attributes:
+        events: of which the coordinator has not heard yet.
+        jobs: for the lane or in it, the thread of model, files and history.
+        messages: short messages that have not left, over all connections.
+        messages_of_one_client: the most that wait on one connection.
+    """
+
+    events: int
+    jobs: int
+    messages: int
+    messages_of_one_client: int
+
+
 @dataclass
 class OpenRound:
     """Clock and counters of the round that is open; for the record only."""
@@ -42,6 +59,8 @@ class Participant:
     connection: Connection | None = None
     rounds: int = 0
     last_seen: float = 0.0
+    #: It is away, and did not say that it leaves.
+    may_return: bool = False
     bytes_down: int = 0
     bytes_up: int = 0
     #: Code to how often something of this client was refused by that name.

@@ -24,10 +24,18 @@ class RoundRecord:
 
 
 class Scoreboard:
-    """Evaluations by version, task and client, and a record per round."""
+    """Evaluations by version, task and client, and a record per round.
+
+    Filled by one thread, read by any. What was put together of a version is kept until another evaluation of it comes:
+    the summary shows all versions after each commit, and so would cost more with every round.
+    """
 
     def __init__(self) -> None:
         self._evaluations: dict[int, dict[str, dict[str, Evaluation]]] = {}
+        self._newest: dict[str, int] = {}
+        #: Version to how often it was changed, and to what was put together at which of these counts.
+        self._changes: dict[int, int] = {}
+        self._together: dict[int, tuple[int, dict[str, dict[str, float | int]]]] = {}
         self.rounds: dict[int, RoundRecord] = {0: RoundRecord(0)}
 
     @classmethod
@@ -61,6 +69,8 @@ class Scoreboard:
     def add_evaluation(self, version: int, client_id: str, task: str, evaluation: Evaluation) -> None:
         """Keep one client's result for one task; a repeated report replaces the first."""
         self._evaluations.setdefault(version, {}).setdefault(task, {})[client_id] = evaluation
+        self._newest[task] = max(version, self._newest.get(task, version))
+        self._changes[version] = self._changes.get(version, 0) + 1
 
     def combined(self, version: int) -> dict[str, Evaluation]:
         """Task to the evaluation of all its clients together, weighted by examples."""
@@ -68,11 +78,17 @@ class Scoreboard:
         return {task: combine([by[c] for c in sorted(by)]) for task, by in sorted(by_task.items())}
 
     def _tasks_of(self, version: int) -> dict[str, dict[str, float | int]]:
+        changes = self._changes.get(version, 0)
+        known = self._together.get(version)
+        if known is not None and known[0] == changes:
+            return known[1]
         by_task = self._evaluations.get(version, {})
-        return {
+        tasks: dict[str, dict[str, float | int]] = {
             task: {**result.metrics, "loss": result.loss, "examples": result.examples, "clients": len(by_task[task])}
             for task, result in self.combined(version).items()
         }
+        self._together[version] = (changes, tasks)
+        return tasks
 
     def history(self) -> list[dict[str, Any]]:
         """A row per version: seconds, bytes and the metrics of the model that the round made."""
@@ -93,10 +109,7 @@ class Scoreboard:
 
     def latest(self) -> dict[str, dict[str, float | int]]:
         """The newest result of each task."""
-        newest: dict[str, dict[str, float | int]] = {}
-        for version in sorted(self._evaluations):
-            newest |= self._tasks_of(version)
-        return newest
+        return {task: self._tasks_of(version)[task] for task, version in sorted(self._newest.items())}
 
     def line(self, version: int, primary: Mapping[str, str]) -> str:
         """One line for the log: each task's primary metric for a version."""

@@ -23,6 +23,7 @@ from common.durable import Disk
 from common.errors import EXIT_OK, EXIT_RUN_FAILED, ConfigError
 from common.event_loop import loop_factory
 from common.failpoints import failpoint
+from common.log_context import set_log_context
 from common.plan_diff import describe
 from common.seeds import derive_seed
 from common.tasks import TaskSpec
@@ -110,6 +111,7 @@ def serve(loaded: LoadedConfig, run_dir: Path | None, *, resume: bool) -> int:
         except OSError as error:
             raise ConfigError(f"the run directory {directory.path} can't be written: {error}") from error
         stack.callback(start.history.close)
+        set_log_context(run_id=start.run_id)
         log.info("model\n%s", start.family.summary().table())
         log.info("sharing plan\n%s", describe(start.model.plan))
         for name, spec in loaded.specs.items():
@@ -191,6 +193,7 @@ async def _run(
     # Asked while the socket is open: it is closed with the server.
     host, port = listener.getsockname()[:2]
     serving = asyncio.create_task(web.serve())
+    measuring = loop.create_task(federation.measures.loop_lag.measure())
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, federation.stop, f"received {number.name}")
     # Listening comes first: whoever asks while a run is being restored hears that it is not ready yet.
@@ -212,6 +215,7 @@ async def _run(
         await serving
     # After the last connection: that a client left is written down too.
     await federation.close()
+    measuring.cancel()
     return EXIT_OK if outcome in ("finished", "stopped") else EXIT_RUN_FAILED
 
 

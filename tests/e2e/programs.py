@@ -141,6 +141,12 @@ class Program:
         return code
 
     @property
+    def pid(self) -> int:
+        """Its process id."""
+        assert self._process.pid is not None
+        return self._process.pid
+
+    @property
     def running(self) -> bool:
         """Whether it has not ended yet."""
         return self._command.poll() is None if self._command is not None else self._fork.is_alive()

@@ -29,9 +29,11 @@ def test_clients_are_combined_by_their_examples() -> None:
 
 def test_a_repeated_report_replaces_the_first() -> None:
     made = board()
+    assert made.history()[1]["tasks"]["mood"]["accuracy"] == made.latest()["mood"]["accuracy"] == pytest.approx(0.8)
     made.add_evaluation(1, "q", "mood", evaluation(0.9, 30))
     mood = made.history()[1]["tasks"]["mood"]
     assert (mood["accuracy"], mood["clients"]) == (pytest.approx(0.9), 2)
+    assert made.latest()["mood"] == mood
 
 
 def test_the_latest_of_each_task_may_be_of_different_versions() -> None:
