@@ -18,7 +18,7 @@ export PYTHONPATH := .
 # Tests and demo never look for a network, and leave cores to the processes they start.
 OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: help setup demo test lint types format check bench soak docs lock clean
+.PHONY: help setup demo test lint types format check bench fuzz soak docs lock clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -62,6 +62,9 @@ bench: setup  ## Benchmarks; the last line of each is one JSON object
 
 soak: setup  ## 200 rounds with 20 clients of which some are killed in each: nothing may grow (minutes)
 	$(OFFLINE) $(PY) scripts/soak.py
+
+fuzz: setup  ## Feed 240,000 mutated frames, streams, files and plans to what reads them (about 2 minutes)
+	$(OFFLINE) $(PY) scripts/fuzz.py
 
 docs: setup  ## Write docs/configuration.md from the configuration models
 	$(PY) scripts/write_docs.py

@@ -32,10 +32,12 @@ ALIGNMENT: Final = 8
 T = TypeVar("T")
 
 
-def _shallow(value: object) -> object:
-    """Refuse a value nested deeper than `MAX_NESTING` before anything recurses into it."""
+def _plain(value: object) -> object:
+    """Refuse a value nested deeper than `MAX_NESTING` before anything recurses into it, and numbers JSON can't say."""
     level: list[object] = [value]
     for _ in range(MAX_NESTING):
+        if any(isinstance(inner, float) and not math.isfinite(inner) for inner in level):
+            raise ValueError("a number that is not finite")
         level = [
             inner
             for outer in level
@@ -50,7 +52,7 @@ def _shallow(value: object) -> object:
 # A field's own strictness does not reach its items: a list becomes a tuple, its items stay strict.
 Items = Annotated[tuple[T, ...], Field(strict=False, max_length=16_384)]
 ShortItems = Annotated[tuple[T, ...], Field(strict=False, max_length=256)]
-Free = Annotated[dict[str, JsonValue], BeforeValidator(_shallow)]
+Free = Annotated[dict[str, JsonValue], BeforeValidator(_plain)]
 
 ClientId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 Name = Annotated[str, Field(min_length=1, max_length=256)]

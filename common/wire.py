@@ -23,6 +23,8 @@ CHECKSUM_BYTES: Final = 8
 MAX_CONTROL_BYTES: Final = 16 * 2**20
 #: Most elements of one list and entries of one map.
 MAX_ITEMS: Final = 2**16
+#: ... and of all lists and maps of a frame together: 16 MiB of empty lists would take 1 GiB once they are objects.
+MAX_ENTRIES: Final = 2**22
 
 # The map of a chunk as this code writes it: fixed-width numbers, keys in this order, `data` last. Two
 # strings use msgpack's longer form so that the header has 64 bytes and `data` keeps the frame's alignment.
@@ -52,12 +54,17 @@ def chunk_frame(stream: int, tensor: int, offset: int, data: bytes | memoryview)
     return b"".join((header, data, digest.intdigest().to_bytes(CHECKSUM_BYTES, "little")))
 
 
-def decode_frame(data: bytes | bytearray | memoryview, max_control_bytes: int = MAX_CONTROL_BYTES) -> Message:
+def decode_frame(
+    data: bytes | bytearray | memoryview,
+    max_control_bytes: int = MAX_CONTROL_BYTES,
+    max_entries: int = MAX_ENTRIES,
+) -> Message:
     """The message in a frame. A chunk's data is a view into `data`: keep the frame unchanged while it is used.
 
     Args:
         data: the frame.
         max_control_bytes: the longest body that is no chunk.
+        max_entries: most list items and map entries in it.
 
     Raises:
         ProtocolError: ``too_large``, ``checksum``, ``unknown_type`` or ``malformed``.
@@ -69,7 +76,7 @@ def decode_frame(data: bytes | bytearray | memoryview, max_control_bytes: int = 
     chunk = _decode_chunk(body)
     if chunk is not None:
         return chunk
-    return _decode_map(body, max_control_bytes)
+    return _decode_map(body, max_control_bytes, max_entries)
 
 
 def _checksum(body: bytes | memoryview) -> bytes:
@@ -87,12 +94,14 @@ def _decode_chunk(body: memoryview) -> Chunk | None:
     return Chunk(stream=stream, tensor=tensor, offset=offset, data=body[_CHUNK.size :])
 
 
-def _decode_map(body: memoryview, limit: int) -> Message:
-    content = _unpack(body)
+def _decode_map(body: memoryview, limit: int, max_entries: int) -> Message:
+    # A chunk in another layout than ours is small too, beside its data.
+    content = _unpack(body, max_entries)
     name = content.get("type")
     model = MESSAGE_TYPES.get(name) if isinstance(name, str) else None
     if model is None:
-        raise ProtocolError("unknown_type", f"message type {_shorten(name)} is not known")
+        named = _shorten(ascii(name)) if isinstance(name, str) else f"of type {type(name).__name__}"
+        raise ProtocolError("unknown_type", f"message type {named} is not known")
     if model is not Chunk and len(body) > limit:
         raise ProtocolError("too_large", f"a {name} message of {len(body)} bytes, allowed are {limit}")
     try:
@@ -101,7 +110,16 @@ def _decode_map(body: memoryview, limit: int) -> Message:
         raise ProtocolError("malformed", f"{name} message: {_explain(error)}") from None
 
 
-def _unpack(body: memoryview) -> Mapping[str, Any]:
+def _unpack(body: memoryview, max_entries: int) -> Mapping[str, Any]:
+    left = max_entries
+
+    def count(entries: Any) -> Any:  # noqa: ANN401  # a list or map as it was unpacked, handed on
+        nonlocal left
+        left -= 1 + len(entries)
+        if left < 0:
+            raise ProtocolError("too_large", f"a message with more than {max_entries} entries")
+        return entries
+
     try:
         content = msgpack.unpackb(
             body,
@@ -109,9 +127,11 @@ def _unpack(body: memoryview) -> Mapping[str, Any]:
             max_array_len=MAX_ITEMS,
             max_map_len=MAX_ITEMS,
             max_ext_len=0,
+            list_hook=count,
+            object_hook=count,
         )
     except (ValueError, msgpack.UnpackException) as error:
-        raise ProtocolError("malformed", f"not msgpack: {type(error).__name__}: {_shorten(error)}") from None
+        raise ProtocolError("malformed", f"not msgpack: {type(error).__name__}: {_shorten(str(error))}") from None
     if not isinstance(content, dict):
         raise ProtocolError("malformed", f"a frame holds a map, not {type(content).__name__}")
     return content
@@ -120,11 +140,11 @@ def _unpack(body: memoryview) -> Mapping[str, Any]:
 def _explain(error: ValidationError) -> str:
     """The first complaint, without the value: that came from a peer and may be large."""
     problems = error.errors(include_url=False, include_context=False, include_input=False)
-    where = ".".join(str(part) for part in problems[0]["loc"]) or "message"
+    # Names of fields are ours, keys of a map are the peer's: written so that they can't forge a line of a log.
+    where = ".".join(ascii(str(part))[1:-1] for part in problems[0]["loc"]) or "message"
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     return f"{_shorten(where, 200)}: {problems[0]['msg']}{more}"
 
 
-def _shorten(value: object, limit: int = 80) -> str:
-    text = repr(value) if not isinstance(value, str | Exception) else str(value)
+def _shorten(text: str, limit: int = 80) -> str:
     return text if len(text) <= limit else f"{text[:limit]}..."

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -20,6 +20,9 @@ from common.tasks import TaskSpec, load_registry
 from common.training import TrainSettings
 from common.wire import MAX_CONTROL_BYTES
 from server.aggregation.config import AggregationConfig
+
+#: Bytes of a chunk's frame beside its payload: header, names, checksum.
+FRAME_OVERHEAD: Final = 4096
 
 
 class RunConfig(StrictModel):
@@ -44,7 +47,7 @@ class LimitsConfig(StrictModel):
     """Bounds on what a peer may make the server hold or wait for."""
 
     handshake_s: float = Field(default=10.0, gt=0)
-    """Seconds from the opening of a connection to a valid hello."""
+    """Seconds from the opening of a connection to a valid hello, or to the end of a request."""
     heartbeat_s: float = Field(default=1.0, gt=0)
     """Seconds of quiet after which either end says that it is alive."""
     silence_s: float = Field(default=4.5, gt=0)
@@ -53,8 +56,36 @@ class LimitsConfig(StrictModel):
     """Payload bytes in one frame of a tensor transfer."""
     control_bytes: int = Field(default=MAX_CONTROL_BYTES, ge=65536, le=MAX_CONTROL_BYTES)
     """Largest frame taken that is no chunk (the list of tensors of a large model is the longest)."""
+    send_s: float = Field(default=60.0, gt=0)
+    """Seconds that a peer has to take a frame (or a piece of an answer) before its connection is cut."""
     connections: int = Field(default=1024, ge=1)
-    """Most connections at a time; more are refused by name."""
+    """Most clients connected at a time; more are refused by name (busy)."""
+    handshakes: int = Field(default=256, ge=1)
+    """Most connections at a time that have not said hello yet; beyond it the oldest of them is closed."""
+    requests: int = Field(default=128, ge=1)
+    """Most connections of the REST API at a time, event streams among them; beyond it the oldest is closed."""
+    inflight_bytes: int = Field(default=512 << 20, ge=1 << 20)
+    """Memory for frames on their way, half of it for those that come and half for those that go; what finds no room
+    waits. A connection holds at most two frames that come and one that goes."""
+    failed_handshakes_per_minute: int = Field(default=30, ge=1)
+    """How often one address (of IPv6 one /64) may fail to get in, by a refused hello or a wrong token, before it is
+    answered with HTTP 429. Behind a reverse proxy all clients have one address: set it higher there."""
+    updates_per_round: int = Field(default=8, ge=1)
+    """How many updates a client may announce in a round; what a broken connection cut off does not count."""
+
+    @property
+    def frame_bytes(self) -> int:
+        """The longest frame of an admitted client."""
+        return max(self.control_bytes, self.chunk_bytes + FRAME_OVERHEAD)
+
+    @model_validator(mode="after")
+    def _frames_fit_the_budget(self) -> Self:
+        if self.inflight_bytes < 2 * self.frame_bytes:
+            raise ValueError(
+                f"inflight_bytes ({self.inflight_bytes}) must be at least {2 * self.frame_bytes}, "
+                "twice the longest frame (control_bytes or chunk_bytes)"
+            )
+        return self
 
     @model_validator(mode="after")
     def _silence_outlasts_heartbeats(self) -> Self:

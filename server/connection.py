@@ -2,7 +2,8 @@
 
 Three coroutines share the connection: the reader takes messages and spools updates, the writer empties
 the outbox (and says that the server is alive when there is nothing to send), the watch ends a
-connection that has fallen silent. What one client does or fails to do never blocks another.
+connection that has fallen silent. What one client does or fails to do never blocks another: what its frames
+take in memory, and how long it may leave one untaken, is bounded below (`server.web_socket`).
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from common.tensors import EncodedTensor
 from common.wire import decode_frame, encode_frame
 from server.admission import RunIsOver
 from server.authentication import Credentials
+from server.gate import FAILURES, Visit
 from server.link import Link
 from server.spool import SpooledUpdate, SpoolWriter
 from server.tls import peer_of
@@ -51,6 +53,10 @@ if TYPE_CHECKING:
 log = logging.getLogger("fedmtl.server")
 CLOSE_OK: Final = 1000
 CLOSE_POLICY: Final = 1008
+#: Most list items and map entries in one message of a client (the largest evaluation has 17,000) ...
+CLIENT_ENTRIES: Final = 32_768
+#: ... and for each slot of the plan: a tensor header has 8 fields, each shape up to 8 dimensions.
+SLOT_ENTRIES: Final = 32
 #: What uvicorn reports where no close frame came.
 LOST: Final = (1005, 1006)
 #: Seconds for a client to take in that the run is over, and to close.
@@ -94,6 +100,7 @@ class Connection:
         self._socket = socket
         self._federation = federation
         self._limits = federation.config.server.limits
+        self._visit: Visit = socket.state.visit
         self._link = Link()
         self._outbox = Outbox()
         self._upload: _Upload | None = None
@@ -101,6 +108,8 @@ class Connection:
         self._stream = 0
         self._heard = 0.0
         self._occupied = False
+        self._evaluations_left = self._limits.updates_per_round
+        self._excess_announced = False
 
     @property
     def last_seen(self) -> float:
@@ -128,6 +137,8 @@ class Connection:
         Work that was still being sent is dropped: its round is over.
         """
         self._stream += 1
+        self._evaluations_left = self._limits.updates_per_round
+        self._excess_announced = False
         outgoing = [
             tensor.as_held() if self._sent.get(tensor.header.slot) == tensor.header.checksum else tensor
             for tensor in tensors
@@ -159,7 +170,7 @@ class Connection:
         try:
             await self._socket.accept()
             self._heard = asyncio.get_running_loop().time()
-            async with asyncio.timeout(self._limits.handshake_s):
+            async with asyncio.timeout_at(self._visit.deadline):
                 await self._handshake()
             if not self.said_goodbye:
                 await self._run()
@@ -168,8 +179,17 @@ class Connection:
         except (WebSocketDisconnect, ConnectionError, RuntimeError) as error:
             log.debug("connection of %s ended: %r", self.client_id or "an unknown peer", error)
         finally:
+            if self._visit.cut_off:
+                log.warning("closed the connection of %s: %s", self._peer, self._visit.cut_off)
+            if self._upload is not None:
+                self._visit.gate.announcements.forgive(self.client_id)
             self._abandon_upload()
             self._federation.disconnected(self)
+
+    @property
+    def _peer(self) -> str:
+        """Who it is, for the log."""
+        return self.client_id or f"an unknown peer at {self._visit.address}"
 
     async def _handshake(self) -> None:
         message = await self._receive()
@@ -182,6 +202,7 @@ class Connection:
                 await self._socket.close(CLOSE_OK)
                 self.said_goodbye = True
                 return
+            self._visit.admitted()
             self._outbox.put(welcome)
             for asset in welcome.assets:
                 if asset.sha256 not in message.assets:
@@ -206,8 +227,10 @@ class Connection:
         if isinstance(error, TimeoutError):
             error = ProtocolError("timeout", "no hello came in time")
         code, reason = error.code, error.reason
-        log.warning("refused %s: %s: %s", self.client_id or "an unknown peer", code, reason)
+        log.warning("refused %s: %s: %s", self._peer, code, reason)
         self._federation.count_refusal(self, code, reason)
+        if code in FAILURES:
+            self._visit.failed()
         try:
             async with asyncio.timeout(self._limits.handshake_s):
                 await self._transmit(encode_frame(Refusal(code=code, reason=reason[:2000])))
@@ -238,8 +261,11 @@ class Connection:
 
     async def _watch(self) -> None:
         loop = asyncio.get_running_loop()
-        # While a frame of its is being written to disk nothing is read, so silence proves nothing.
+        # While a frame of its is being written to disk, or waits for others' frames to be, nothing is read, so silence
+        # proves nothing.
         while True:
+            if self._visit.waits_for_room:
+                self._heard = loop.time()
             left = self._heard + self._limits.silence_s - loop.time()
             if left <= 0 and not self._occupied:
                 break
@@ -258,7 +284,8 @@ class Connection:
             raise ProtocolError("malformed", "a text frame; the protocol speaks in binary frames")
         self.bytes_up += len(frame)
         self._federation.traffic.up += len(frame)
-        return decode_frame(frame, self._limits.control_bytes)
+        most = CLIENT_ENTRIES + SLOT_ENTRIES * len(self._federation.model.plan.slots)
+        return decode_frame(frame, self._limits.control_bytes, most)
 
     async def _read(self) -> None:
         while True:
@@ -282,6 +309,7 @@ class Connection:
             case Ready():
                 self._federation.joined(self, message)
             case EvaluationReport():
+                self._count_evaluation()
                 self._federation.evaluated(self, message)
             case Declined():
                 self._federation.declined(self, message.round, message.reason)
@@ -292,10 +320,19 @@ class Connection:
             case _:
                 pass
 
+    def _count_evaluation(self) -> None:
+        """Each report is written down, so there is a bound on how many may answer one work."""
+        if not self._evaluations_left:
+            raise ProtocolError("out_of_order", f"more than {self._limits.updates_per_round} evaluations for one work")
+        self._evaluations_left -= 1
+
     # --- updates
 
     async def _begin_upload(self, header: UpdateHeader) -> None:
         self._abandon_upload()
+        if not self._visit.gate.announcements.take(self.client_id, self._federation.decisions.version + 1):
+            self._refuse_excess(header)
+            return
         try:
             verdict = self._federation.admit(self, header)
             if verdict != "wanted":
@@ -313,6 +350,16 @@ class Connection:
             await self._commit_if_complete()
         except (ProtocolError, OSError) as error:
             self._reject(header, error)
+
+    def _refuse_excess(self, header: UpdateHeader) -> None:
+        """Refuse to look at an update of a client that has announced too many; said in the log once per work."""
+        reason = f"{self.client_id} has announced {self._limits.updates_per_round} updates in this round already"
+        if not self._excess_announced:
+            self._excess_announced = True
+            log.warning("refused an update of %s for round %d: %s", self.client_id, header.round, reason)
+        self._federation.count_refusal(self, "too_many_updates")
+        self.send(Rejected(code="too_many_updates", reason=reason, round=header.round))
+        self._federation.declined(self, header.round, reason)
 
     async def _take_chunk(self, chunk: Chunk) -> None:
         upload = self._upload

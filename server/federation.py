@@ -372,8 +372,7 @@ class Federation:
     def admit(self, connection: Connection, header: UpdateHeader) -> Literal["wanted", "duplicate", "undecided"]:
         """Whether an announced update is to be received; raises `UpdateRejected` when it is refused.
 
-        An undecided one is on disk already, but whether it counts, or the version that it counts on, is not settled:
-        the answer to the first transmission is the answer to this one too.
+        An undecided one is on disk, but whether it counts is not settled: the answer to it is the answer to this one.
         """
         if not self.authenticator.still_valid(connection.credentials):
             raise UpdateRejected("authentication", CREDENTIALS_ENDED)
@@ -382,7 +381,7 @@ class Federation:
             return "undecided"
         if waiting is not None:
             raise UpdateRejected("not_asked", f"the update of round {waiting.header.round} is still being decided on")
-        if any((client_id, ack.round) == (connection.client_id, header.round) for _, client_id, ack in self._held_acks):
+        if any(client_id == connection.client_id for _, client_id, _ in self._held_acks):
             return "undecided"
         verdict, code, reason = self.decisions.admission(connection.client_id, header.round)
         if verdict == "refused":
@@ -546,7 +545,7 @@ class Federation:
     async def _screen(self, round_id: int, client_ids: frozenset[str]) -> None:
         """Look at the updates of a closed round together."""
         updates = [self._updates[client_id] for client_id in sorted(client_ids)]
-        norms = {update.client_id: await self._lane.run(update_norm, update) for update in updates}
+        norms = {update.client_id: await self._lane.run(update_norm, update, self.model.plan) for update in updates}
         limit = self.config.federation.screening.max_norm_ratio
         assert limit is not None
         outliers = norm_outliers(norms, limit)

@@ -33,15 +33,20 @@ from server.cohort import Cohort, sample_cohort
 from server.config import Config, LoadedConfig
 from server.coordinator import Coordinator
 from server.federation import Federation
+from server.gate import Gate
+from server.http_protocol import HttpProtocol
+from server.listener import Listener
+from server.open_files import raise_file_limit
 from server.round import Quorum
 from server.rules import Rules
 from server.run_directory import RunDirectory
 from server.start import Start, begin, go_on
-from server.tls import CertifiedWebSocket, bounded_handshakes, server_context
+from server.tls import server_context
+from server.web_socket import WebSocketProtocol
 
 log = logging.getLogger("fedmtl.server")
-#: Bytes of a frame beside its payload: header, names, checksum.
-FRAME_OVERHEAD: Final = 4096
+#: Connections that the system keeps until they are accepted.
+BACKLOG: Final = 1024
 #: Seconds between two looks at whether a connected client's token still counts.
 REVOCATION_S: Final = 1.0
 
@@ -49,16 +54,23 @@ REVOCATION_S: Final = 1.0
 class _Web(uvicorn.Server):
     """uvicorn without its own signal handling: a signal stops the run first, then the listener."""
 
-    def __init__(self, config: uvicorn.Config, handshake_s: float) -> None:
+    def __init__(self, config: uvicorn.Config, gate: Gate, listening: socket.socket) -> None:
         super().__init__(config)
-        self._handshake_s = handshake_s
+        self._gate = gate
+        self._listening = listening
         self._up = asyncio.Event()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start listening, and say so."""
-        limits = bounded_handshakes(asyncio.get_running_loop(), self._handshake_s)
-        with limits if self.config.ssl else contextlib.nullcontext():
-            await super().startup(sockets)
+        del sockets
+        listener = Listener(
+            self._listening,
+            self._gate,
+            lambda visit: HttpProtocol(visit, self.config, self.server_state),
+            self.config.ssl,
+        )
+        self.servers = [listener]  # type: ignore[list-item]  # closed and waited for as an asyncio.Server
+        self.started = True
         self._up.set()
 
     async def listening(self, serving: asyncio.Task[None]) -> None:
@@ -80,6 +92,7 @@ def serve(loaded: LoadedConfig, run_dir: Path | None, *, resume: bool) -> int:
         ConfigError: before anything is started, for whatever the operator has to put right.
     """
     config = loaded.config
+    raise_file_limit(config.server.limits, BACKLOG)
     run_id = config.run.name or f"{datetime.now():%Y%m%d-%H%M%S}-{derive_seed(config.run.seed, 'run') % 0xFFFF:04x}"
     if failpoints.armed():
         log.warning("failure points are armed, for a test: %s", failpoints.armed())
@@ -116,7 +129,7 @@ def _listen(config: Config) -> socket.socket:
     address = (config.server.host, config.server.port)
     try:
         family = socket.AF_INET6 if ":" in config.server.host else socket.AF_INET
-        return socket.create_server(address, family=family, backlog=1024)
+        return socket.create_server(address, family=family, backlog=BACKLOG)
     except OSError as error:
         raise ConfigError(
             f"cannot listen on {address[0]}:{address[1]} ({error.strerror}); "
@@ -173,16 +186,19 @@ async def _run(
 ) -> int:
     decisions = _decisions(config, specs, start.model.version)
     federation = Federation(config, specs, start, directory, decisions, authenticator)
-    web = _Web(_web_config(config, federation, tls), config.server.limits.handshake_s)
-    serving = asyncio.create_task(web.serve(sockets=[listener]))
     loop = asyncio.get_running_loop()
+    gate = Gate(config.server.limits)
+    authenticator.on_failure = lambda address: gate.attempts.failed(address, loop.time())
+    web = _Web(_web_config(config, federation, tls), gate, listener)
+    # Asked while the socket is open: it is closed with the server.
+    host, port = listener.getsockname()[:2]
+    serving = asyncio.create_task(web.serve())
     measuring = loop.create_task(federation.measures.loop_lag.measure())
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, federation.stop, f"received {number.name}")
     # Listening comes first: whoever asks while a run is being restored hears that it is not ready yet.
     await web.listening(serving)
     failpoint("start.listening")
-    host, port = listener.getsockname()[:2]
     url = f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
     if not start.finished:
         await federation.restore(url)
@@ -210,15 +226,13 @@ async def _follow_revocations(federation: Federation) -> None:
 
 
 def _web_config(config: Config, federation: Federation, tls: ssl.SSLContext | None) -> uvicorn.Config:
-    limits = config.server.limits
     return uvicorn.Config(
         create_app(federation),
-        # On the sans-I/O implementation; tensors do not compress, and liveness is the protocol's own matter.
-        ws=CertifiedWebSocket,
-        ws_max_size=max(limits.control_bytes, limits.chunk_bytes + FRAME_OVERHEAD),
+        # Tensors do not compress, and liveness is the protocol's own matter.
+        ws=WebSocketProtocol,
+        ws_max_size=config.server.limits.frame_bytes,
         ws_per_message_deflate=False,
         ws_ping_interval=None,
-        http="httptools",
         lifespan="off",
         access_log=False,
         log_config=None,

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import ssl
-from asyncio import AbstractEventLoop
 from asyncio.transports import BaseTransport
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,8 +96,10 @@ class Peer:
 
 def peer_of(connection: HTTPConnection) -> Peer:
     """The peer of a request or WebSocket."""
-    address = connection.client.host if connection.client else ""
-    return Peer(address, connection.scope.get("state", {}).get(_IN_STATE))
+    state = connection.scope.get("state", {})
+    # Of the transport itself: `connection.client` is what a proxy's header says, which anybody may write.
+    address = state["visit"].address if "visit" in state else ""
+    return Peer(address, state.get(_IN_STATE))
 
 
 class CertifiedWebSocket(WebSocketsSansIOProtocol):
@@ -113,18 +112,3 @@ class CertifiedWebSocket(WebSocketsSansIOProtocol):
         if tls is not None:
             # A copy: what uvicorn hands in is shared by all connections.
             self.app_state = {**self.app_state, _IN_STATE: tls.getpeercert()}
-
-
-@contextlib.contextmanager
-def bounded_handshakes(loop: AbstractEventLoop, seconds: float) -> Iterator[None]:
-    """Listeners that are opened within give a TLS handshake, and the farewell of TLS, this long.
-
-    uvicorn does not pass the limits on, and the event loop's own are a minute and half a minute, in which a peer
-    that says nothing holds a connection that no other limit knows of.
-    """
-    limited = functools.partial(loop.create_server, ssl_handshake_timeout=seconds, ssl_shutdown_timeout=seconds)
-    loop.create_server = limited  # type: ignore[method-assign]  # hides the method for the time of the block
-    try:
-        yield
-    finally:
-        del loop.create_server

@@ -10,7 +10,7 @@ import pytest
 from common.errors import ConfigError
 from server.aggregation import AggregationConfig
 from server.config import load_config, resolve_config
-from server.serve import resolved
+from server.start import resolved
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 MODEL = {"family": "transformer", "encoder": "some/encoder"}
@@ -41,7 +41,7 @@ def test_the_defaults() -> None:
     [
         (
             {"run": {"round": 5}},
-            "my.yaml: run.round: unknown key; the keys here are dir, keep_versions, name, rounds, seed",
+            "my.yaml: run.round: unknown key; the keys here are dir, fsync, keep_versions, name, rounds, seed",
         ),
         ({"sever": {}}, "my.yaml: sever: unknown key"),
         ({"federation": {"cohort": {"share": 0.5}}}, "my.yaml: federation.cohort.share: unknown key"),
@@ -125,6 +125,6 @@ def test_aggregation_is_kept_with_the_run_as_it_was_configured() -> None:
         "per_slot": [{"match": "head.*", "use": {"method": "norm_clipping", "bound": 2.0}}],
     }
     loaded = load(federation={"aggregation": given})
-    kept = resolve_config(resolved(loaded), "config.yaml", Path())
+    kept = resolve_config(resolved(loaded, "a-run"), "config.yaml", Path())
     assert kept.config.federation.aggregation == loaded.config.federation.aggregation
     assert kept.config.federation.aggregation == AggregationConfig.model_validate(given)

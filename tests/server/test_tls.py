@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import ssl
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 import uvloop
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
@@ -18,14 +16,16 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     load_pem_private_key,
 )
-from fastapi import FastAPI, WebSocket
+from fastapi import WebSocket
 from websockets.asyncio.client import connect
 from websockets.exceptions import WebSocketException
 
 from common.errors import ConfigError
-from server.config import TlsConfig
-from server.tls import CertifiedWebSocket, bounded_handshakes, names_of, peer_of, server_context
+from server.config import LimitsConfig, TlsConfig
+from server.gate import Visit
+from server.tls import names_of, peer_of, server_context
 from tests.certificates import Authority, Files
+from tests.server.listening import Listening, Receive, Send, listening
 
 
 @pytest.fixture
@@ -78,38 +78,12 @@ def test_whom_a_certificate_names() -> None:
     assert names_of({}) == frozenset()
 
 
-@asynccontextmanager
-async def listening(context: ssl.SSLContext, handshake_s: float) -> AsyncIterator[str]:
-    """A server that answers a connection with the names in its certificate."""
-    app = FastAPI()
-
-    @app.websocket("/ws")
-    async def tell(socket: WebSocket) -> None:
-        await socket.accept()
-        peer = peer_of(socket)
-        await socket.send_json([peer.address, sorted(names_of(peer.certificate or {}))])
-        await socket.close()
-
-    config = uvicorn.Config(
-        app,
-        port=0,
-        ws=CertifiedWebSocket,
-        http="httptools",
-        lifespan="off",
-        log_config=None,
-        log_level="critical",
-        ssl_context_factory=lambda *_: context,
-        timeout_graceful_shutdown=1,
-    )
-    config.load()
-    server = uvicorn.Server(config)
-    server.lifespan = config.lifespan_class(config)
-    with bounded_handshakes(asyncio.get_running_loop(), handshake_s):
-        await server.startup()
-    try:
-        yield f"localhost:{server.servers[0].sockets[0].getsockname()[1]}"
-    finally:
-        await server.shutdown()
+async def tell(server: Listening, visit: Visit, receive: Receive, send: Send) -> None:
+    """Answer a connection with its address and the names in its certificate."""
+    del visit
+    peer = peer_of(WebSocket({"type": "websocket", "state": server.state}, receive, send))
+    await send({"type": "websocket.send", "text": json.dumps([peer.address, sorted(names_of(peer.certificate or {}))])})
+    await send({"type": "websocket.close"})
 
 
 def on_both_loops(coroutine: Any) -> None:  # noqa: ANN401  # a function that gives one
@@ -123,10 +97,12 @@ def test_the_application_sees_the_certificate_of_each_peer(authority: Authority)
     alice, bob = authority.client("alice"), authority.client("bob", "b.example")
 
     async def both() -> None:
-        async with listening(context, 10) as address:
-            for files, names in ((alice, '["alice"]'), (bob, '["b.example","bob"]')):
-                async with connect(f"wss://{address}/ws", ssl=authority.trusted(files), proxy=None) as socket:
-                    assert await socket.recv() == f'["127.0.0.1",{names}]'
+        async with listening(talk=tell, tls=context) as server:
+            for files, names in ((alice, '["alice"]'), (bob, '["b.example", "bob"]')):
+                async with connect(
+                    f"wss://localhost:{server.port}/ws", ssl=authority.trusted(files), proxy=None
+                ) as socket:
+                    assert await socket.recv() == f'["127.0.0.1", {names}]'
 
     on_both_loops(both)
 
@@ -136,11 +112,11 @@ def test_without_a_certificate_of_the_authority_there_is_no_connection(authority
     stranger = Authority(tmp_path / "stranger").client("alice")
 
     async def refused() -> None:
-        async with listening(context, 10) as address:
+        async with listening(talk=tell, tls=context) as server:
             for own in (None, stranger):
                 # TLS 1.3: the client is done before the server has seen its certificate, and is cut off then.
                 with pytest.raises((OSError, WebSocketException)):
-                    async with connect(f"wss://{address}/ws", ssl=authority.trusted(own), proxy=None):
+                    async with connect(f"wss://localhost:{server.port}/ws", ssl=authority.trusted(own), proxy=None):
                         pass
 
     on_both_loops(refused)
@@ -150,11 +126,9 @@ def test_a_peer_that_does_not_finish_the_handshake_is_let_go(authority: Authorit
     context = server_context(tls(authority.server()))
 
     async def silent() -> None:
-        async with listening(context, 0.2) as address:
-            host, port = address.split(":")
-            reader, writer = await asyncio.open_connection(host, int(port))
+        async with listening(LimitsConfig(handshake_s=0.2), tls=context) as server:
+            reader, _ = await server.connect()
             async with asyncio.timeout(20):  # without the bound: a minute
                 assert await reader.read() == b""
-            writer.close()
 
     on_both_loops(silent)
