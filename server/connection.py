@@ -227,7 +227,7 @@ class Connection:
         if isinstance(error, TimeoutError):
             error = ProtocolError("timeout", "no hello came in time")
         code, reason = error.code, error.reason
-        log.warning("refused %s: %s: %s", self._peer, code, reason)
+        log.warning("refused %s: %s: %s", self._peer, code, reason, extra={"code": code})
         self._federation.count_refusal(self, code, reason)
         if code in FAILURES:
             self._visit.failed()
@@ -399,7 +399,8 @@ class Connection:
             self.send(Rejected(code="internal", reason=reason[:2000], round=header.round))
             self._federation.not_stored(self, header, error)
             return
-        log.warning("refused an update of %s for round %d: %s", self.client_id, header.round, error)
+        context = {"code": error.code, "round": header.round}
+        log.warning("refused an update of %s for round %d: %s", self.client_id, header.round, error, extra=context)
         self._federation.count_refusal(self, error.code, error.reason)
         self.send(Rejected(code=error.code, reason=error.reason[:2000], round=header.round))
         if error.code not in ("stale_round", "stale_version", "not_asked", "future_round"):

@@ -163,6 +163,7 @@ class Federation:
             event = await self._events.get()
             for command in self.decisions.handle(event):
                 await self._carry_out(command)
+            self._events.task_done()
         return self.finished.result()
 
     async def restore(self, url: str) -> None:
@@ -432,6 +433,12 @@ class Federation:
         log.info("%s wants the run to go on", by)
         self._record(self.history.set, "paused", None)
         self.post(core.Unpaused("operator"))
+
+    async def caught_up(self) -> None:
+        """Wait until everything that was asked for so far is decided on, or the run is over."""
+        decided = asyncio.create_task(self._events.join())
+        await asyncio.wait({decided, self.finished}, return_when=asyncio.FIRST_COMPLETED)
+        decided.cancel()
 
     def release(self, client_id: str, by: str) -> bool:
         """Let a quarantined client take part again; False when it is in no quarantine."""

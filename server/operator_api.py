@@ -30,6 +30,9 @@ class Operable(Protocol):
     def release(self, client_id: str, by: str) -> bool:
         """Lift a client's quarantine; False when there is none."""
 
+    async def caught_up(self) -> None:
+        """Wait until what was asked for is done."""
+
 
 class OperatorGate:
     """Lets operators through, and keeps the pages of other sites out.
@@ -84,12 +87,14 @@ def add_operator_api(app: FastAPI, run: Operable, gate: OperatorGate, status: Ca
     async def pause(request: Request) -> dict[str, Any]:
         by = gate.operator_of_change(request)
         run.pause(by)
+        await run.caught_up()
         return status()
 
     @app.post("/api/v1/resume")
     async def resume(request: Request) -> dict[str, Any]:
         by = gate.operator_of_change(request)
         run.unpause(by)
+        await run.caught_up()
         return status()
 
     @app.post("/api/v1/clients/{client_id}/release")
@@ -97,6 +102,7 @@ def add_operator_api(app: FastAPI, run: Operable, gate: OperatorGate, status: Ca
         by = gate.operator_of_change(request)
         if not run.release(client_id, by):
             raise HTTPException(404, f"no client called {client_id!r} is in quarantine")
+        await run.caught_up()
         return status()
 
 

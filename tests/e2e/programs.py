@@ -11,11 +11,13 @@ import contextlib
 import importlib
 import json
 import multiprocessing
+import multiprocessing.connection
 import multiprocessing.forkserver
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection
@@ -44,6 +46,10 @@ _PRELOADED: Final = (
     "transformers.models.bert.modeling_bert",
     "tests.e2e.programs",
 )
+
+
+#: An exit code can be read once. Starting a process looks for the codes of others, also in another thread.
+_CHILDREN: Final = threading.Lock()
 
 
 class _Process(Protocol):
@@ -111,7 +117,8 @@ class Program:
             context = multiprocessing.get_context("forkserver")
             told = (module, list(arguments), writer, str(log), dict(environment))
             self._fork = context.Process(target=_become, args=told, daemon=True)
-            self._fork.start()
+            with _CHILDREN:
+                self._fork.start()
             self._process = self._fork
         writer.close()
 
@@ -135,8 +142,9 @@ class Program:
                 self._command.wait(patience_s)
             code = self._command.returncode
         else:
-            self._fork.join(patience_s)
-            code = self._fork.exitcode
+            multiprocessing.connection.wait([self._fork.sentinel], patience_s)
+            with _CHILDREN:
+                code = self._fork.exitcode
         assert code is not None, f"{self.name} did not end in {patience_s:g} s:\n{self.log()}"
         return code
 
@@ -149,7 +157,10 @@ class Program:
     @property
     def running(self) -> bool:
         """Whether it has not ended yet."""
-        return self._command.poll() is None if self._command is not None else self._fork.is_alive()
+        if self._command is not None:
+            return self._command.poll() is None
+        with _CHILDREN:
+            return self._fork.is_alive()
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal."""

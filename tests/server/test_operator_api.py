@@ -22,6 +22,7 @@ class FakeRun:
 
     def __init__(self) -> None:
         self.done: list[tuple[str, ...]] = []
+        self.settled: list[tuple[str, ...]] = []
 
     def pause(self, by: str) -> None:
         self.done.append(("pause", by))
@@ -32,6 +33,9 @@ class FakeRun:
     def release(self, client_id: str, by: str) -> bool:
         self.done.append(("release", client_id, by))
         return client_id == "mallory"
+
+    async def caught_up(self) -> None:
+        self.settled = list(self.done)
 
 
 class Site:
@@ -69,7 +73,9 @@ async def test_an_operator_changes_the_run_and_sees_its_new_status(site: Site, s
     token, _ = store.add("operator", "carol")
     answers = [await site.post(path, token) for path in PATHS]
     assert [(answer.status_code, answer.json()) for answer in answers] == [(200, {"done": n}) for n in (1, 2, 3)]
-    assert site.run.done == [("pause", "carol"), ("unpause", "carol"), ("release", "mallory", "carol")]
+    done = [("pause", "carol"), ("unpause", "carol"), ("release", "mallory", "carol")]
+    assert site.run.done == done
+    assert site.run.settled == done, "the status is that of after"
     answer = await site.post("clients/alice/release", token)
     assert answer.status_code == 404
     assert "'alice'" in answer.text
