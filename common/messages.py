@@ -14,7 +14,16 @@ from types import MappingProxyType
 from typing import Annotated, Any, Final, Literal, Self, TypeVar
 
 import msgpack
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, InstanceOf, JsonValue, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    InstanceOf,
+    JsonValue,
+    model_validator,
+)
 
 #: The protocol version this code speaks; a peer lists the ones it speaks in `Hello`.
 PROTOCOL_VERSION: Final = 1
@@ -57,7 +66,14 @@ Free = Annotated[dict[str, JsonValue], BeforeValidator(_plain)]
 ClientId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 Name = Annotated[str, Field(min_length=1, max_length=256)]
 SlotId = Annotated[str, Field(min_length=1, max_length=4096)]
-Text = Annotated[str, Field(max_length=2000)]
+
+
+def _one_line(text: str) -> str:
+    """Without line ends and control characters: a peer's sentence goes into logs, and must not look like their lines."""
+    return "".join(character if character.isprintable() else " " for character in text)
+
+
+Text = Annotated[str, Field(max_length=2000), AfterValidator(_one_line)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{1,64}$")]
 Count = Annotated[int, Field(ge=0, le=2**53)]

@@ -12,18 +12,20 @@ from typing import Any
 
 from fastapi import FastAPI, HTTPException, Request, Response, WebSocket
 from fastapi.responses import FileResponse, HTMLResponse, StreamingResponse
+from prometheus_client import CollectorRegistry
 from safetensors.torch import save_file
 from starlette.background import BackgroundTask
 
 from server.connection import Connection
 from server.federation import Federation
+from server.gate import Gate
 from server.operator_api import OperatorGate, add_operator_api
 from server.prometheus import exposition, registry_of
 from server.run_directory import load_version
 
 
-def create_app(federation: Federation) -> FastAPI:
-    """The application of one run."""
+def create_app(federation: Federation, gate: Gate) -> FastAPI:
+    """The application of one run behind one gate."""
     # No docs_url: its page loads scripts from elsewhere, and this one has to work without a network.
     app = FastAPI(
         title="fedmtl",
@@ -32,14 +34,14 @@ def create_app(federation: Federation) -> FastAPI:
         docs_url=None,
         redoc_url=None,
     )
-    gate = OperatorGate(federation.authenticator, on_loopback=federation.config.server.on_loopback)
-    _add_operations(app, federation)
-    _add_api(app, federation, gate)
-    add_operator_api(app, federation, gate, lambda: status_of(federation))
+    operators = OperatorGate(federation.authenticator, on_loopback=federation.config.server.on_loopback)
+    _add_operations(app, federation, registry_of(federation, gate))
+    _add_api(app, federation, operators)
+    add_operator_api(app, federation, operators, lambda: status_of(federation))
 
     @app.websocket("/ws")
     async def federate(socket: WebSocket) -> None:
-        if gate.is_foreign(socket):
+        if operators.is_foreign(socket):
             await socket.close()  # before it is accepted: the answer is a plain 403
         else:
             await Connection(socket, federation).serve()
@@ -51,9 +53,7 @@ def create_app(federation: Federation) -> FastAPI:
     return app
 
 
-def _add_operations(app: FastAPI, federation: Federation) -> None:
-    registry = registry_of(federation)
-
+def _add_operations(app: FastAPI, federation: Federation, registry: CollectorRegistry) -> None:
     @app.get("/healthz")
     async def alive() -> dict[str, str]:
         return {"status": "ok"}
@@ -71,7 +71,7 @@ def _add_operations(app: FastAPI, federation: Federation) -> None:
         return Response(exposition(registry), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-def _add_api(app: FastAPI, federation: Federation, gate: OperatorGate) -> None:
+def _add_api(app: FastAPI, federation: Federation, operators: OperatorGate) -> None:
     @app.get("/api/v1/status")
     async def status() -> dict[str, Any]:
         return status_of(federation)
@@ -97,7 +97,7 @@ def _add_api(app: FastAPI, federation: Federation, gate: OperatorGate) -> None:
 
     @app.get("/api/v1/models/{task}")
     async def model(task: str, request: Request) -> FileResponse:
-        gate.operator(request)
+        operators.operator(request)
         if task not in federation.specs:
             raise HTTPException(404, f"no task {task!r}; this run has: {', '.join(sorted(federation.specs))}")
         path = await asyncio.to_thread(_weights_file, federation, task)

@@ -436,8 +436,9 @@ class Federation:
 
     async def caught_up(self) -> None:
         """Wait until everything that was asked for so far is decided on, or the run is over."""
-        decided = asyncio.create_task(self._events.join())
-        await asyncio.wait({decided, self.finished}, return_when=asyncio.FIRST_COMPLETED)
+        decided: asyncio.Future[Any] = asyncio.ensure_future(self._events.join())
+        either: set[asyncio.Future[Any]] = {decided, self.finished}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         decided.cancel()
 
     def release(self, client_id: str, by: str) -> bool:

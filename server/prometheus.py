@@ -28,6 +28,7 @@ from server.loop_lag import LoopLag
 
 if TYPE_CHECKING:
     from server.federation import Federation
+    from server.gate import Gate
 
 STATES: Final = ("resuming", "running", "paused", "stopped", "finished", "failed")
 #: Seconds: a round of no work on one machine, up to one of clients that train for hours.
@@ -65,14 +66,16 @@ class Measures:
 class FederationCollector(Collector):
     """Reads one federation; belongs on its event loop."""
 
-    def __init__(self, federation: Federation) -> None:
+    def __init__(self, federation: Federation, gate: Gate) -> None:
         self._federation = federation
+        self._gate = gate
 
     def collect(self) -> Iterator[Metric]:
         """The metrics as they stand."""
         yield from self._run()
         yield from self._clients_and_bytes()
         yield from self._queues()
+        yield from self._at_the_gate()
         yield from self._last_round()
 
     def _run(self) -> Iterator[Metric]:
@@ -114,6 +117,12 @@ class FederationCollector(Collector):
         yield GaugeMetricFamily("fedmtl_event_loop_lag_max_seconds", "Worst of the last minute.", value=lag.worst_s)
         yield GaugeMetricFamily("fedmtl_asyncio_tasks", "Tasks of the event loop.", value=len(asyncio.all_tasks()))
 
+    def _at_the_gate(self) -> Iterator[Metric]:
+        turned_away = dict(sorted(self._gate.turned_away.items()))
+        yield _counters("fedmtl_turned_away", "Connections closed without a word of the protocol.", "why", turned_away)
+        held = {"in": self._gate.incoming.held, "out": self._gate.outgoing.held}
+        yield _gauges("fedmtl_inflight_bytes", "Bytes of frames on their way through memory.", "direction", held)
+
     def _last_round(self) -> Iterator[Metric]:
         board = self._federation.scoreboard
         last = board.rounds[max(board.rounds)]
@@ -152,10 +161,10 @@ def bytes_below(folder: Path) -> int:
     return total
 
 
-def registry_of(federation: Federation) -> CollectorRegistry:
+def registry_of(federation: Federation, gate: Gate) -> CollectorRegistry:
     """A registry that holds this federation's figures and those of the process."""
     registry = federation.measures.registry
-    registry.register(FederationCollector(federation))
+    registry.register(FederationCollector(federation, gate))
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
     GCCollector(registry=registry)

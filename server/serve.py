@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 import gc
 import logging
+import os
 import signal
 import socket
 import ssl
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -47,6 +49,10 @@ from server.web_socket import WebSocketProtocol
 log = logging.getLogger("fedmtl.server")
 #: Connections that the system keeps until they are accepted.
 BACKLOG: Final = 1024
+#: Most seconds to wait for clients to hear that the run is over.
+FAREWELL_S: Final = 5.0
+#: Seconds after a signal at which the process ends, whatever it is in the middle of: what is on disk suffices to go on.
+STOP_S: Final = 9.0
 #: Seconds between two looks at whether a connected client's token still counts.
 REVOCATION_S: Final = 1.0
 
@@ -189,13 +195,13 @@ async def _run(
     loop = asyncio.get_running_loop()
     gate = Gate(config.server.limits)
     authenticator.on_failure = lambda address: gate.attempts.failed(address, loop.time())
-    web = _Web(_web_config(config, federation, tls), gate, listener)
+    web = _Web(_web_config(config, federation, gate, tls), gate, listener)
     # Asked while the socket is open: it is closed with the server.
     host, port = listener.getsockname()[:2]
     serving = asyncio.create_task(web.serve())
     measuring = loop.create_task(federation.measures.loop_lag.measure())
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, federation.stop, f"received {number.name}")
+        loop.add_signal_handler(number, _stop, federation, number)
     # Listening comes first: whoever asks while a run is being restored hears that it is not ready yet.
     await web.listening(serving)
     failpoint("start.listening")
@@ -208,7 +214,7 @@ async def _run(
     revocations = asyncio.create_task(_follow_revocations(federation))
     outcome = await (federation.say_farewell() if start.finished else federation.run())
     revocations.cancel()
-    await federation.drained(config.server.limits.silence_s)
+    await federation.drained(min(config.server.limits.silence_s, FAREWELL_S))
     web.should_exit = True
     # uvicorn says goodbye to every connection, and fails on one whose peer is half way through closing it.
     with contextlib.suppress(InvalidState):
@@ -219,15 +225,29 @@ async def _run(
     return EXIT_OK if outcome in ("finished", "stopped") else EXIT_RUN_FAILED
 
 
+def _stop(federation: Federation, number: signal.Signals) -> None:
+    """Stop cleanly, or else in time."""
+    federation.stop(f"received {number.name}")
+    watchdog = threading.Timer(STOP_S, _end_now)
+    watchdog.daemon = True
+    watchdog.start()
+
+
+def _end_now() -> None:
+    log.warning("stopping took longer than %g s: ended as a kill would, --resume goes on from there", STOP_S)
+    logging.shutdown()
+    os._exit(EXIT_OK)
+
+
 async def _follow_revocations(federation: Federation) -> None:
     while True:
         await asyncio.sleep(REVOCATION_S)
         federation.drop_revoked()
 
 
-def _web_config(config: Config, federation: Federation, tls: ssl.SSLContext | None) -> uvicorn.Config:
+def _web_config(config: Config, federation: Federation, gate: Gate, tls: ssl.SSLContext | None) -> uvicorn.Config:
     return uvicorn.Config(
-        create_app(federation),
+        create_app(federation, gate),
         # Tensors do not compress, and liveness is the protocol's own matter.
         ws=WebSocketProtocol,
         ws_max_size=config.server.limits.frame_bytes,

@@ -192,3 +192,44 @@ def test_models_do_not_share_state_through_defaults() -> None:
     assert isinstance(hello, Hello)
     assert hello.tasks == ()
     assert not isinstance(hello, Work)
+
+
+def test_a_small_frame_that_would_become_large_is_refused_before_it_has() -> None:
+    bomb = frame_of({"type": "progress", "bomb": [[[]] * 1000] * 100})
+    with pytest.raises(ProtocolError, match="too_large: a message with more than 5000 entries"):
+        decode_frame(bomb, max_entries=5000)
+    with pytest.raises(ProtocolError, match="malformed"):  # it has no fields of a progress
+        decode_frame(bomb)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"type": "hello\n2026-01-01 ERROR all is lost"},
+        {"type": "ready", "tasks": {"a\n2026-01-01 ERROR all is lost": 1}},
+        {"type": ["\n"]},
+    ],
+)
+def test_a_refusal_does_not_let_a_peer_write_a_line_of_the_log(content: dict[str, Any]) -> None:
+    with pytest.raises(ProtocolError) as refused:
+        decode_frame(frame_of(content))
+    assert str(refused.value).isprintable()
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
+def test_a_free_form_value_holds_what_json_can_say(number: float) -> None:
+    fields: dict[str, Any] = {
+        "type": "work",
+        "run_id": "r",
+        "round": 1,
+        "version": 0,
+        "target_rounds": 1,
+        "plan": "0",
+        "slice": {"a": [{"b": number}]},
+        "evaluate": True,
+        "stream": 1,
+        "tensors": [],
+    }
+    with pytest.raises(ProtocolError, match="not finite"):
+        decode_frame(frame_of(fields))
+    decode_frame(frame_of({**fields, "slice": {"a": [{"b": 1.0}]}}))

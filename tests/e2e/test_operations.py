@@ -66,7 +66,7 @@ async def test_a_paused_run_takes_updates_but_closes_no_round_even_after_a_resta
     port = server.url.rpartition(":")[2]
     again = programs.server(None, "--resume", "--set", f"server.port={port}")
     assert (await status(again))["state"] == "paused", "a pause outlives the process"
-    assert "rounds" in await command("resume", "--run-dir", again.run_dir)
+    assert "running" in await command("resume", "--run-dir", again.run_dir)
     await see_through(again, *members)
     assert again.summary()["rounds_completed"] == 2
 

@@ -61,6 +61,10 @@ def test_the_defaults() -> None:
         ({"server": {"port": 70000}}, "my.yaml: server.port:"),
         ({"server": {"tls": {"cert": "c.pem"}}}, "my.yaml: server.tls.key: this key is required"),
         ({"server": {"auth": {"token": "t"}}}, "my.yaml: server.auth.token: unknown key; the keys here are tokens"),
+        (
+            {"server": {"limits": {"inflight_bytes": 20 << 20}}},
+            "inflight_bytes (20971520) must be at least 33554432, twice the longest frame",
+        ),
         ({"server": {"limits": {"heartbeat_s": 3}}}, "silence_s (4.5) must be at least twice heartbeat_s (3.0)"),
         ({"server": {"limits": {"chunk_bytes": 4100}}}, "my.yaml: server.limits.chunk_bytes:"),
         ({"server": {"limits": {"control_bytes": 1 << 25}}}, "my.yaml: server.limits.control_bytes:"),

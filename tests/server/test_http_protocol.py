@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import os
+import resource
 import shutil
+import socket
 import ssl
 import subprocess
 from pathlib import Path
@@ -191,3 +194,21 @@ async def test_peers_that_do_not_finish_the_tls_handshake_are_bounded_like_all_s
                 answer = await http.get(f"https://127.0.0.1:{server.port}/page")
                 assert answer.text == "/page"
         await until_empty(server.gate)
+
+
+async def test_a_process_that_may_open_no_further_file_takes_connections_again_when_it_may() -> None:
+    async with listening() as server:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        waiting = socket.socket()
+        waiting.setblocking(False)
+        with contextlib.closing(waiting):
+            free = os.dup(waiting.fileno())  # the lowest number that the next file would get
+            os.close(free)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+            try:
+                await asyncio.get_running_loop().sock_connect(waiting, ("127.0.0.1", server.port))
+                await until(lambda: server.gate.turned_away["unaccepted"] >= 2)
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            await asyncio.get_running_loop().sock_sendall(waiting, b"GET /here HTTP/1.1\r\nhost: x\r\n\r\n")
+            assert (await asyncio.get_running_loop().sock_recv(waiting, 4096)).startswith(b"HTTP/1.1 200")
