@@ -69,7 +69,7 @@ SlotId = Annotated[str, Field(min_length=1, max_length=4096)]
 
 
 def _one_line(text: str) -> str:
-    """Without line ends and control characters: a peer's sentence goes into logs, where it must not look like a line."""
+    """Without line ends and control characters: a peer's sentence goes into logs, where it may not look like a line."""
     return "".join(character if character.isprintable() else " " for character in text)
 
 

@@ -44,7 +44,7 @@ def create_app(federation: Federation, gate: Gate) -> FastAPI:
         if operators.is_foreign(socket):
             await socket.close()  # before it is accepted: the answer is a plain 403
         else:
-            await Connection(socket, federation).serve()
+            await Connection(socket, federation.reception).serve()
 
     @app.get("/", response_class=HTMLResponse)
     async def page() -> str:
@@ -78,11 +78,11 @@ def _add_api(app: FastAPI, federation: Federation, operators: OperatorGate) -> N
 
     @app.get("/api/v1/rounds")
     async def rounds() -> list[dict[str, Any]]:
-        return federation.scoreboard.history()
+        return federation.ledger.scoreboard.history()
 
     @app.get("/api/v1/rounds/{number}")
     def one_round(number: int) -> dict[str, Any]:
-        for row in federation.scoreboard.history():
+        for row in federation.ledger.scoreboard.history():
             if row["round"] == number:
                 return {**row, "updates": federation.history.updates(number)}
         raise HTTPException(404, f"round {number} is not done; {federation.model.version} are")
@@ -116,17 +116,17 @@ def status_of(federation: Federation) -> dict[str, Any]:
         "state": federation.state,
         "paused_for": dict(federation.decisions.pauses),
         "phase": federation.decisions.phase.value,
-        "round": federation.open_round.round_id if federation.open_round else 0,
+        "round": federation.ledger.open_round.round_id if federation.ledger.open_round else 0,
         "rounds_completed": federation.model.version,
         "target_rounds": federation.config.run.rounds,
         "model_version": federation.model.version,
         "mode": federation.config.federation.mode,
         "connected_clients": len(federation.decisions.connected),
         "clients": sorted(federation.decisions.connected),
-        "tasks": federation.scoreboard.latest(),
+        "tasks": federation.ledger.scoreboard.latest(),
         "model": federation.summary_of_model.to_dict(),
-        "bytes_down": federation.traffic.down,
-        "bytes_up": federation.traffic.up,
+        "bytes_down": federation.ledger.traffic.down,
+        "bytes_up": federation.ledger.traffic.up,
     }
 
 
@@ -134,7 +134,7 @@ def clients_of(federation: Federation) -> list[dict[str, Any]]:
     """Everybody who has taken part in this process's time."""
     current = federation.decisions.round
     rows = []
-    for client_id, known in sorted(federation.participants.items()):
+    for client_id, known in sorted(federation.ledger.participants.items()):
         live = known.connection
         working = current is not None and client_id in current.seated
         rows.append(
@@ -172,7 +172,7 @@ def _weights_file(federation: Federation, task: str) -> Path:
 
 async def _event_stream(federation: Federation) -> AsyncIterator[str]:
     # Listening first: what happens while the status is on its way is not lost.
-    with federation.feed.listening() as events:
+    with federation.ledger.feed.listening() as events:
         yield f"event: status\ndata: {json.dumps(status_of(federation))}\n\n"
         # The stream ends with the run: an open one would hold up the server's own end.
         while not federation.over or not events.empty():

@@ -1,4 +1,4 @@
-"""One client's WebSocket: reads, writes and watches; every decision lies with the federation.
+"""One client's WebSocket: reads, writes and watches; every decision lies with the reception.
 
 Three coroutines share the connection: the reader takes messages and spools updates, the writer empties
 the outbox (and says that the server is alive when there is nothing to send), the watch ends a
@@ -48,7 +48,7 @@ from server.spool import SpooledUpdate, SpoolWriter
 from server.tls import peer_of
 
 if TYPE_CHECKING:
-    from server.federation import Federation
+    from server.reception import Reception
 
 log = logging.getLogger("fedmtl.server")
 CLOSE_OK: Final = 1000
@@ -87,7 +87,7 @@ class Connection:
         heard_the_end: it closed the connection in due form after the run was over.
     """
 
-    def __init__(self, socket: WebSocket, federation: Federation) -> None:
+    def __init__(self, socket: WebSocket, reception: Reception) -> None:
         self.client_id = ""
         self.tasks: frozenset[str] = frozenset()
         self.full = False
@@ -98,8 +98,8 @@ class Connection:
         self.said_goodbye = False
         self.heard_the_end = False
         self._socket = socket
-        self._federation = federation
-        self._limits = federation.config.server.limits
+        self._reception = reception
+        self._limits = reception.config.server.limits
         self._visit: Visit = socket.state.visit
         self._link = Link()
         self._outbox = Outbox()
@@ -121,7 +121,7 @@ class Connection:
         """Messages that have not left yet."""
         return self._outbox.waiting
 
-    # --- what the federation may ask for
+    # --- what it may be asked for
 
     def send(self, message: Message) -> None:
         """Queue a short message; a peer that lets too many pile up loses its connection."""
@@ -184,7 +184,7 @@ class Connection:
             if self._upload is not None:
                 self._visit.gate.announcements.forgive(self.client_id)
             self._abandon_upload()
-            self._federation.disconnected(self)
+            self._reception.disconnected(self)
 
     @property
     def _peer(self) -> str:
@@ -196,7 +196,7 @@ class Connection:
         self._link.take(message)
         if isinstance(message, Hello):
             try:
-                welcome, assets = self._federation.welcome(self, message, peer_of(self._socket))
+                welcome, assets = self._reception.welcome(self, message, peer_of(self._socket))
             except RunIsOver as over:
                 await self._transmit(encode_frame(over.message))
                 await self._socket.close(CLOSE_OK)
@@ -228,7 +228,7 @@ class Connection:
             error = ProtocolError("timeout", "no hello came in time")
         code, reason = error.code, error.reason
         log.warning("refused %s: %s: %s", self._peer, code, reason, extra={"code": code})
-        self._federation.count_refusal(self, code, reason)
+        self._reception.count_refusal(self, code, reason)
         if code in FAILURES:
             self._visit.failed()
         try:
@@ -247,7 +247,7 @@ class Connection:
                 frame = encode_frame(Heartbeat(sequence=sequence))
                 sequence += 1
             if frame is None:
-                if self._federation.over:
+                if self._reception.over:
                     # The client closes when it has heard that the run is over. Were we the first, we would not know.
                     await asyncio.sleep(FAREWELL_S)
                 await self._socket.close(CLOSE_OK)
@@ -257,7 +257,7 @@ class Connection:
     async def _transmit(self, frame: bytes) -> None:
         await self._socket.send_bytes(frame)
         self.bytes_down += len(frame)
-        self._federation.traffic.down += len(frame)
+        self._reception.ledger.traffic.down += len(frame)
 
     async def _watch(self) -> None:
         loop = asyncio.get_running_loop()
@@ -276,15 +276,15 @@ class Connection:
         event = await self._socket.receive()
         if event["type"] == "websocket.disconnect":
             code = event.get("code", 1006)
-            self.heard_the_end = self._federation.over and code not in LOST
+            self.heard_the_end = self._reception.over and code not in LOST
             raise WebSocketDisconnect(code)
         self._heard = asyncio.get_running_loop().time()
         frame = event.get("bytes")
         if frame is None:
             raise ProtocolError("malformed", "a text frame; the protocol speaks in binary frames")
         self.bytes_up += len(frame)
-        self._federation.traffic.up += len(frame)
-        most = CLIENT_ENTRIES + SLOT_ENTRIES * len(self._federation.model.plan.slots)
+        self._reception.ledger.traffic.up += len(frame)
+        most = CLIENT_ENTRIES + SLOT_ENTRIES * len(self._reception.model.plan.slots)
         return decode_frame(frame, self._limits.control_bytes, most)
 
     async def _read(self) -> None:
@@ -307,14 +307,14 @@ class Connection:
             case UpdateHeader():
                 await self._begin_upload(message)
             case Ready():
-                self._federation.joined(self, message)
+                self._reception.joined(self, message)
             case EvaluationReport():
                 self._count_evaluation()
-                self._federation.evaluated(self, message)
+                self._reception.evaluated(self, message)
             case Declined():
-                self._federation.declined(self, message.round, message.reason)
+                self._reception.declined(self, message.round, message.reason)
             case Progress():
-                self._federation.progressed(self, message)
+                self._reception.progressed(self, message)
             case Goodbye():
                 self.said_goodbye = True
             case _:
@@ -330,15 +330,15 @@ class Connection:
 
     async def _begin_upload(self, header: UpdateHeader) -> None:
         self._abandon_upload()
-        if not self._visit.gate.announcements.take(self.client_id, self._federation.decisions.version + 1):
+        if not self._visit.gate.announcements.take(self.client_id, self._reception.decisions.version + 1):
             self._refuse_excess(header)
             return
         try:
-            verdict = self._federation.admit(self, header)
+            verdict = self._reception.admit(self, header)
             if verdict != "wanted":
                 self._answer_again(header, verdict)
                 return
-            directory = self._federation.directory
+            directory = self._reception.directory
             writer = await asyncio.to_thread(SpoolWriter, directory.spool, header, self.client_id, directory.disk)
             try:
                 receiver = StreamReceiver(header.stream, header.tensors, writer)
@@ -357,9 +357,9 @@ class Connection:
         if not self._excess_announced:
             self._excess_announced = True
             log.warning("refused an update of %s for round %d: %s", self.client_id, header.round, reason)
-        self._federation.count_refusal(self, "too_many_updates")
+        self._reception.count_refusal(self, "too_many_updates")
         self.send(Rejected(code="too_many_updates", reason=reason, round=header.round))
-        self._federation.declined(self, header.round, reason)
+        self._reception.declined(self, header.round, reason)
 
     async def _take_chunk(self, chunk: Chunk) -> None:
         upload = self._upload
@@ -376,15 +376,15 @@ class Connection:
         upload = self._upload
         if upload is not None and upload.receiver.complete:
             # The round may have closed while the chunks came.
-            verdict = self._federation.admit(self, upload.header)
+            verdict = self._reception.admit(self, upload.header)
             if verdict != "wanted":
                 self._abandon_upload()
                 self._answer_again(upload.header, verdict)
                 return
             self._upload = None
-            spool_round = self._federation.decisions.spool_round
+            spool_round = self._reception.decisions.spool_round
             update: SpooledUpdate = await asyncio.to_thread(upload.writer.commit, spool_round)
-            self._federation.update_spooled(self, update)
+            self._reception.update_spooled(self, update)
 
     def _answer_again(self, header: UpdateHeader, verdict: Literal["duplicate", "undecided"]) -> None:
         if verdict == "duplicate":
@@ -397,14 +397,14 @@ class Connection:
             reason = f"the server could not store the update: {error.strerror}"
             log.warning("%s: %s", self.client_id, reason)
             self.send(Rejected(code="internal", reason=reason[:2000], round=header.round))
-            self._federation.not_stored(self, header, error)
+            self._reception.not_stored(self, header, error)
             return
         context = {"code": error.code, "round": header.round}
         log.warning("refused an update of %s for round %d: %s", self.client_id, header.round, error, extra=context)
-        self._federation.count_refusal(self, error.code, error.reason)
+        self._reception.count_refusal(self, error.code, error.reason)
         self.send(Rejected(code=error.code, reason=error.reason[:2000], round=header.round))
         if error.code not in ("stale_round", "stale_version", "not_asked", "future_round"):
-            self._federation.refused(self, header.round, error)
+            self._reception.refused(self, header.round, error)
 
     def _abandon_upload(self) -> None:
         if self._upload is not None:

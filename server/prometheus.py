@@ -93,13 +93,13 @@ class FederationCollector(Collector):
         federation = self._federation
         connected = len(federation.decisions.connected)
         yield GaugeMetricFamily("fedmtl_clients_connected", "Clients that take part now.", value=connected)
-        traffic = {"down": federation.traffic.down, "up": federation.traffic.up}
+        traffic = {"down": federation.ledger.traffic.down, "up": federation.ledger.traffic.up}
         yield _counters("fedmtl_bytes", "Bytes of frames.", "direction", traffic)
         yield _counters(
-            "fedmtl_refused", "Messages and updates refused.", "code", dict(sorted(federation.refusals.items()))
+            "fedmtl_refused", "Messages and updates refused.", "code", dict(sorted(federation.ledger.refusals.items()))
         )
         version, quarantine = federation.decisions.version, federation.decisions.quarantine
-        held = sum(quarantine.holds(client_id, version) for client_id in federation.participants)
+        held = sum(quarantine.holds(client_id, version) for client_id in federation.ledger.participants)
         yield GaugeMetricFamily(
             "fedmtl_clients_quarantined", "Known clients that are left out for a while.", value=held
         )
@@ -112,7 +112,7 @@ class FederationCollector(Collector):
         yield _gauges("fedmtl_queue_depth", "What waits for the coordinator, the lane, the sockets.", "queue", queues)
         most = depths.messages_of_one_client
         yield GaugeMetricFamily("fedmtl_queue_depth_max", "Most messages that wait for one client.", value=most)
-        lag = self._federation.measures.loop_lag
+        lag = self._federation.ledger.measures.loop_lag
         yield GaugeMetricFamily("fedmtl_event_loop_lag_last_seconds", "The newest measurement.", value=lag.last_s)
         yield GaugeMetricFamily("fedmtl_event_loop_lag_max_seconds", "Worst of the last minute.", value=lag.worst_s)
         yield GaugeMetricFamily("fedmtl_asyncio_tasks", "Tasks of the event loop.", value=len(asyncio.all_tasks()))
@@ -124,7 +124,7 @@ class FederationCollector(Collector):
         yield _gauges("fedmtl_inflight_bytes", "Bytes of frames on their way through memory.", "direction", held)
 
     def _last_round(self) -> Iterator[Metric]:
-        board = self._federation.scoreboard
+        board = self._federation.ledger.scoreboard
         last = board.rounds[max(board.rounds)]
         phases = {"all": last.seconds, **dict(sorted(last.phases.items()))}
         yield _gauges("fedmtl_last_round_seconds", "Duration of the last round.", "phase", phases)
@@ -163,7 +163,7 @@ def bytes_below(folder: Path) -> int:
 
 def registry_of(federation: Federation, gate: Gate) -> CollectorRegistry:
     """A registry that holds this federation's figures and those of the process."""
-    registry = federation.measures.registry
+    registry = federation.ledger.measures.registry
     registry.register(FederationCollector(federation, gate))
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)

@@ -199,7 +199,7 @@ async def _run(
     # Asked while the socket is open: it is closed with the server.
     host, port = listener.getsockname()[:2]
     serving = asyncio.create_task(web.serve())
-    measuring = loop.create_task(federation.measures.loop_lag.measure())
+    measuring = loop.create_task(federation.ledger.measures.loop_lag.measure())
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, _stop, federation, number)
     # Listening comes first: whoever asks while a run is being restored hears that it is not ready yet.
@@ -242,7 +242,7 @@ def _end_now() -> None:
 async def _follow_revocations(federation: Federation) -> None:
     while True:
         await asyncio.sleep(REVOCATION_S)
-        federation.drop_revoked()
+        federation.reception.drop_revoked()
 
 
 def _web_config(config: Config, federation: Federation, gate: Gate, tls: ssl.SSLContext | None) -> uvicorn.Config:

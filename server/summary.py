@@ -17,15 +17,15 @@ def summarise(federation: Federation) -> dict[str, Any]:
         "rounds_completed": federation.model.version,
         "target_rounds": federation.config.run.rounds,
         "mode": federation.config.federation.mode,
-        "tasks": federation.scoreboard.latest(),
-        "history": federation.scoreboard.history(),
+        "tasks": federation.ledger.scoreboard.latest(),
+        "history": federation.ledger.scoreboard.history(),
         "model": {**federation.summary_of_model.to_dict(), "sha256": federation.sha256},
         "plan": federation.model.plan.digest,
         "data": {
             client_id: {task: report.model_dump() for task, report in sorted(known.data.items())}
-            for client_id, known in sorted(federation.participants.items())
+            for client_id, known in sorted(federation.ledger.participants.items())
         },
-        "bytes_down": federation.traffic.down,
-        "bytes_up": federation.traffic.up,
-        "seconds": time.time() - federation.started,
+        "bytes_down": federation.ledger.traffic.down,
+        "bytes_up": federation.ledger.traffic.up,
+        "seconds": time.time() - federation.ledger.started,
     }
