@@ -116,7 +116,7 @@ def federated(arguments: argparse.Namespace, condition: str) -> dict[str, Any]:
                 url = server.stdout.readline().split("url=http")[1].split()[0]
                 for task in TASKS:
                     words = ["-m", "client", "--client-id", f"{task}_client", "--tasks", task, "--threads", "1"]
-                    words += ["--server", f"ws{url}/ws", "--data", str(arguments.data)]
+                    words += ["--server", f"ws{url}/ws", "--data", str(arguments.data), "--state-dir", folder]
                     clients.append(subprocess.Popen([sys.executable, *words], cwd=ROOT, stderr=log, text=True))
                 codes = [client.wait() for client in clients] + [server.wait()]
             finally:

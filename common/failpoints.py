@@ -32,6 +32,7 @@ SERVER_POINTS: Final = (
     "start.database_written",  # the history exists under its temporary name
     "start.database_made",
     "start.listening",
+    "start.restoring",
     "start.restored",
     "round.begun",
     "round.dispatched",

@@ -53,7 +53,7 @@ def run(config: Path, run_dir: Path | None) -> tuple[Path, list[int]]:
             for task in TASKS:
                 words = ["client", "--client-id", f"{task}_client", "--tasks", task, "--server", address]
                 print("started python -m", " ".join(words))
-                processes.append(start([*words, "--threads", threads], logs[task]))
+                processes.append(start([*words, "--threads", threads, "--state-dir", folder], logs[task]))
             follow(logs["server"], processes)
         finally:
             for process in processes:

@@ -156,6 +156,7 @@ class Federation:
         """
         address = json.dumps({"url": url, "pid": os.getpid()}).encode()
         await self._lane.write(self.directory.disk.replace, self.directory.address, address)
+        await self._lane.run(failpoint, "start.restoring")
         await self._restore_spool()
         since = {row["client_id"]: row["since_round"] for row in self.history.quarantines()}
         self.decisions.quarantine.restore(

@@ -16,7 +16,7 @@ import pytest
 
 from client.session import Session
 from common.errors import Refused
-from common.messages import Finished, Work
+from common.messages import PROTOCOL_VERSION, Finished, Hello, Refusal, Work
 from tests.e2e.configs import small
 from tests.e2e.peers import PATIENCE_S, MadeUpWork, events, peer, see_through, session, until
 from tests.e2e.programs import ROOT, Programs, Server
@@ -91,14 +91,33 @@ async def test_a_run_that_missed_its_quorum_too_often_pauses_and_goes_on_when_to
     assert server.summary()["history"][1]["participants"] == ["qqp_client", "sst2_client"]
 
 
-async def test_a_server_that_resumes_is_not_ready_and_says_so(programs: Programs) -> None:
-    """Held up for two seconds while it is listening already."""
-    server = programs.server(small(["sst2"]), ready=False, failpoint="start.listening=sleep:2", run_dir=None)
-    # The failure point sleeps in the event loop, so requests wait; what they hear then is that it is resuming or ready.
-    assert server.came_up()
-    async with httpx.AsyncClient(base_url=server.url, trust_env=False) as http:
-        assert (await http.get("/readyz")).status_code == 200
-        assert (await http.get("/healthz")).status_code == 200
+async def test_a_server_that_resumes_answers_that_it_is_not_ready_yet(programs: Programs) -> None:
+    """Held up for some seconds in the thread of model and files, as by a large spool that is verified."""
+    first = programs.server(small(["sst2"], federation={"min_clients": 2}))
+    address = first.url
+    first.signal(signal.SIGTERM)
+    assert await asyncio.to_thread(first.wait) == 0
+    port = address.rpartition(":")[2]
+    again = programs.server(
+        None, "--resume", "--set", f"server.port={port}", ready=False, failpoint="start.restoring=sleep:4"
+    )
+    async with asyncio.timeout(PATIENCE_S), httpx.AsyncClient(base_url=address, trust_env=False) as http:
+        seen = set()
+        while "ready" not in seen:
+            try:
+                answer = await http.get("/readyz")
+            except httpx.TransportError:
+                continue
+            known = len(seen)
+            seen.add(answer.json()["detail"] if answer.status_code == 503 else answer.json()["status"])
+            if answer.status_code == 503 and not known:
+                assert (await http.get("/healthz")).status_code == 200
+                assert (await http.get("/api/v1/status")).json()["state"] == "resuming"
+                async with peer(address.replace("http", "ws") + "/ws", alive=False) as early:
+                    await early.send(Hello(protocol=(PROTOCOL_VERSION,), client_id="sst2_early"))
+                    assert (await early.expect(Refusal)).code == "busy"
+    assert "the run is being restored" in seen
+    assert await asyncio.to_thread(again.came_up)
 
 
 async def test_sigterm_in_the_middle_of_training_stops_soon_and_loses_nothing(programs: Programs) -> None:
