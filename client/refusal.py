@@ -18,7 +18,7 @@ def refusal(code: str, reason: str, *, returning: bool) -> FedmtlError:
     Args:
         code: from the server.
         reason: from the server.
-        returning: this client has been welcome before.
+        returning: the client in our place may be a connection of our own that is dead.
 
     Returns:
         ConfigError: a mistake in the command. ProtocolError: try again later. Refused: for good.
@@ -28,7 +28,6 @@ def refusal(code: str, reason: str, *, returning: bool) -> FedmtlError:
     if code == "taken_over":
         # To come back would throw the other one out, which would come back in turn.
         return Refused(code, f"another client with this id took over: {reason}")
-    # On the first connection of all the other one of this name is another client.
     if code in PASSING_REFUSALS and (returning or code != "duplicate_client"):
         return ProtocolError(code, reason)
     return Refused(code, reason)

@@ -72,6 +72,8 @@ class Identity:
         token: proof of identity, where the server asks for one.
         sync: ``slice``, or ``full`` for the whole unified model both ways.
         reconnect_s: how long to try to come back after the connection is lost; 0: not at all.
+        twin_patience_s: how long another client of this name is taken for a dead connection of our own: of a process
+            that was killed a moment ago, which the server has not noticed yet.
         tls: how to verify the server and prove who we are over wss; None trusts what the system trusts.
     """
 
@@ -81,6 +83,7 @@ class Identity:
     token: str | None = None
     sync: Literal["slice", "full"] = "slice"
     reconnect_s: float = 600.0
+    twin_patience_s: float = 10.0
     tls: ssl.SSLContext | None = None
 
 
@@ -124,6 +127,7 @@ class Session:
         self._assets: dict[str, bytes] = {}
         self._preparation: Preparation | None = None
         self._welcomed_before = False
+        self._twin_since: float | None = None
         self._failure: Exception | None = None
         self._failing = asyncio.Event()
         # Of the current connection:
@@ -269,11 +273,18 @@ class Session:
             case Welcome():
                 return answer
             case Refusal(code=code, reason=reason):
-                raise refusal(code, reason, returning=self._welcomed_before)
+                returning = self._welcomed_before or (code == "duplicate_client" and self._may_be_our_own())
+                raise refusal(code, reason, returning=returning)
             case Finished():
                 raise _Over(answer)
             case _:
                 raise ProtocolError("out_of_order", f"{answer.type!r} came instead of a welcome")
+
+    def _may_be_our_own(self) -> bool:
+        """Whether a client of our name that is in our place may still be a dead connection of our own."""
+        now = asyncio.get_running_loop().time()
+        self._twin_since = self._twin_since if self._twin_since is not None else now
+        return now - self._twin_since < self._identity.twin_patience_s
 
     async def _receive(self, socket: ClientConnection) -> Message:
         frame = await socket.recv()

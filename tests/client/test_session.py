@@ -244,11 +244,16 @@ async def served(*scripts: Script) -> AsyncIterator[tuple[str, asyncio.Future[No
 
 
 async def take_part(
-    workload: Counting, *scripts: Script, reconnect_s: float = 30.0, kept: KeptUpdates | None = None
+    workload: Counting,
+    *scripts: Script,
+    reconnect_s: float = 30.0,
+    twin_patience_s: float = 0.0,
+    kept: KeptUpdates | None = None,
 ) -> Finished:
     """Run a session against these scripts; a script that fails fails the test."""
     async with served(*scripts) as (url, played), asyncio.timeout(2 * PATIENCE_S):
-        session = Session(Identity(url, "c1", reconnect_s=reconnect_s), workload, Display(terminal=False), kept)
+        identity = Identity(url, "c1", reconnect_s=reconnect_s, twin_patience_s=twin_patience_s)
+        session = Session(identity, workload, Display(terminal=False), kept)
         member = asyncio.create_task(session.run())
         both: list[asyncio.Future[Any]] = [member, played]
         await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
@@ -729,6 +734,20 @@ async def test_passing_refusals_are_waited_out(code: str) -> None:
         await link.finish()
 
     await take_part(Counting(), first, second, third, fourth)
+
+
+async def test_a_client_in_our_place_may_be_our_own_dead_connection() -> None:
+    """This process follows one that was killed so fast that the server has not noticed."""
+
+    async def first(link: Link) -> None:
+        await link.expect(Hello)
+        await link.send(Refusal(code="duplicate_client", reason="you are here"))
+
+    async def second(link: Link) -> None:
+        await link.meet()
+        await link.finish()
+
+    await take_part(Counting(), first, second, twin_patience_s=30.0)
 
 
 async def test_a_client_whose_place_is_taken_does_not_take_it_back() -> None:
