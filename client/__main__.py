@@ -105,7 +105,7 @@ def run(
         kept = KeptUpdates(state_dir or default_state_dir(), client_id)
         workload = LocalWorkload(data, device, Shard.parse(shard) if shard else None, sync.value, threads)
         display = Display(terminal=None if log_format == "text" else False)
-        identity = Identity(server, client_id, names, token, sync.value, reconnect_for, tls)
+        identity = Identity(server, client_id, names, token, sync.value, reconnect_for, tls=tls)
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
             code = runner.run(_take_part(Session(identity, workload, display, kept)))
     except FedmtlError as error:
