@@ -12,6 +12,7 @@ import logging
 import re
 import secrets
 import shutil
+import threading
 from pathlib import Path
 from typing import Final
 
@@ -35,6 +36,10 @@ logger = logging.getLogger(__name__)
 _SUFFIX: Final = ".update"
 _PARTIAL: Final = ".partial"
 _ROUND: Final = re.compile(r"round-(\d{5,})")
+
+#: Folders of rounds whose names are known to be on the device.
+_FOLDERS: Final[set[Path]] = set()
+_FOLDERS_LOCK: Final = threading.Lock()
 
 #: A spooled update that is torn, altered or not readable.
 SpoolError = UpdateFileError
@@ -63,7 +68,6 @@ class SpoolWriter:
         self._header = header
         self._client_id = client_id
         self._disk = disk
-        self._durable: set[Path] = set()
         folder = self._folder(header.round)
         # Unique, for a client that lost its connection may send again while its old attempt is being torn down.
         partial = folder / f"{client_id}.{secrets.token_hex(4)}{_PARTIAL}"
@@ -101,13 +105,18 @@ class SpoolWriter:
         self._writer.abandon()
 
     def _folder(self, round_number: int) -> Path:
-        """The folder of a round, its name durable: whoever made it, and maybe in this instant."""
-        folder = round_folder(self._directory, round_number)
-        if folder not in self._durable:
+        return _durable_folder(round_folder(self._directory, round_number), self._disk)
+
+
+def _durable_folder(folder: Path, disk: Disk) -> Path:
+    """A round's folder, its name on the device: the first to need it waits for that, and others wait for the first."""
+    with _FOLDERS_LOCK:
+        # It may have been discarded since, and be made again.
+        if folder not in _FOLDERS or not folder.is_dir():
             folder.mkdir(parents=True, exist_ok=True)
-            self._disk.sync_folder(self._directory)
-            self._durable.add(folder)
-        return folder
+            disk.sync_folder(folder.parent)
+            _FOLDERS.add(folder)
+    return folder
 
 
 class SpooledUpdate(UpdateFile):
@@ -196,9 +205,7 @@ class Spool:
 
     def move(self, update: SpooledUpdate, round_number: int) -> SpooledUpdate:
         """Let an update count in another round; durable when this returns. Bears being done twice."""
-        folder = round_folder(self.directory, round_number)
-        folder.mkdir(exist_ok=True)
-        self._disk.sync_folder(self.directory)
+        folder = _durable_folder(round_folder(self.directory, round_number), self._disk)
         target = folder / update.path.name
         if update.path.exists():
             update.path.replace(target)
@@ -225,6 +232,7 @@ class Spool:
                         if not path.name.endswith(_PARTIAL):
                             path.unlink(missing_ok=True)
                     folder.rmdir()
+                    _FOLDERS.discard(folder)
                 except OSError as error:
                     # A straggler's upload is ending there right now; the next call takes what is left.
                     logger.info("%s is left for the next time: %s", folder, error)
