@@ -1,9 +1,11 @@
-"""The coordinator: situations by name, and laws that hold in every history."""
+"""The coordinator: synchronous rounds in situations by name, and laws that hold in every history.
+
+Pauses, asynchronous rounds, screening and restarts have files of their own: `test_coordinator_*.py`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -37,80 +39,10 @@ from server.coordination import (
 )
 from server.coordinator import GATHER, Coordinator, Phase
 from server.round import Quorum
-from server.rules import CohortSampler, Kept, Rules
+from server.rules import Kept, Rules
+from tests.server.coordinator_run import TEN, Run, dispatched, finish, only, only_x, rules
 
 TASKS = ("a", "b", "c")
-TEN = {"a": 10}
-
-
-def everybody(connected: frozenset[str], round_id: int) -> Cohort:
-    del round_id
-    return Cohort(connected)
-
-
-def only_x(connected: frozenset[str], round_id: int) -> Cohort:
-    del round_id
-    return Cohort(connected & {"x"})
-
-
-@dataclass
-class Run:
-    """A coordinator, what it commanded, and its timers."""
-
-    rules: Rules
-    sample: CohortSampler = everybody
-    version: int = 0
-    commands: list[Command] = field(default_factory=list)
-    timers: set[str] = field(default_factory=set)
-
-    def __post_init__(self) -> None:
-        self.decisions = Coordinator(self.rules, self.sample, self.version)
-
-    def tell(self, *events: Event) -> list[Command]:
-        """Hand over events; returns what is commanded for the last."""
-        new: list[Command] = []
-        for event in events:
-            new = self.decisions.handle(event)
-            self.commands += new
-            for command in new:
-                if isinstance(command, StartTimer):
-                    self.timers.add(command.name)
-                elif isinstance(command, CancelTimer):
-                    self.timers.discard(command.name)
-        return new
-
-    def join(self, *client_ids: str, tasks: Mapping[str, str] | None = None) -> list[Command]:
-        """Clients come; their task is ``a`` unless said otherwise."""
-        return self.tell(*(Joined(c, frozenset({(tasks or {}).get(c, "a")})) for c in client_ids))
-
-    def update(self, client_id: str, round_id: int) -> list[Command]:
-        return self.tell(UpdateArrived(client_id, round_id, TEN))
-
-    def timer(self, kind: str) -> list[Command]:
-        """The timer of this kind runs out."""
-        (name,) = [name for name in self.timers if name.startswith(kind)]
-        self.timers.discard(name)
-        return self.tell(TimerFired(name))
-
-
-def rules(**changes: Any) -> Rules:  # noqa: ANN401  # any field
-    """Two rounds, three clients, nobody evaluates, unless said otherwise."""
-    given: dict[str, Any] = {"target_rounds": 2, "tasks": frozenset({"a"}), "min_clients": 3, "evaluate": "none"}
-    given["lost_quorum"] = "fail"
-    return Rules(**given | changes)
-
-
-def only(commands: Iterable[Command], kind: type[Any]) -> list[Any]:
-    return [command for command in commands if isinstance(command, kind)]
-
-
-def dispatched(commands: Iterable[Command]) -> list[str]:
-    return [command.client_id for command in only(commands, Dispatch)]
-
-
-def finish(commands: Iterable[Command]) -> str:
-    (command,) = only(commands, Finish)
-    return str(command.state)
 
 
 # --- situations
