@@ -42,7 +42,7 @@ def only_x(connected: frozenset[str], round_id: int) -> Cohort:
 
 def first(wanted: int) -> CohortSampler:
     """Ask all, want so many."""
-    return lambda connected, round_id: Cohort(connected, wanted)
+    return lambda connected, _: Cohort(connected, wanted)
 
 
 @dataclass

@@ -40,7 +40,7 @@ from server.coordination import (
 from server.coordinator import GATHER, Coordinator, Phase
 from server.round import Quorum
 from server.rules import Kept, Rules
-from tests.server.coordinator_run import TEN, Run, dispatched, finish, only, only_x, rules
+from tests.server.coordinator_run import TEN, Run, dispatched, finish, first, only, only_x, rules
 
 TASKS = ("a", "b", "c")
 
@@ -336,6 +336,25 @@ def test_stop_and_crash_end_everything(event: Event, state: str) -> None:
     assert finish(run.tell(event)) == state
     assert run.tell(event) == []
     assert run.update("x", 1) == []
+
+
+def test_the_first_updates_close_the_round_and_the_slowest_are_left_behind() -> None:
+    run = Run(rules(quorum=Quorum(1.0)), sample=first(2))
+    run.join("x", "y", "z")
+    run.update("z", 1)
+    closed = run.update("x", 1)
+    assert only(closed, Dismiss) == [Dismiss(frozenset("y"), 1, "enough updates came")]
+    assert only(closed, Aggregate) == [Aggregate(1, {"x": TEN, "z": TEN})]
+    assert run.admits("y", 1) == ("refused", "stale_round")
+    assert dispatched(run.tell(Aggregated(1))) == ["x", "y", "z"]
+
+
+def test_over_selection_still_needs_the_quorum_of_each_task() -> None:
+    run = Run(rules(tasks=frozenset("ab"), quorum=Quorum(0.5, per_task=1)), sample=first(2))
+    run.join("x", "y", "z", tasks={"z": "b"})
+    run.update("x", 1)
+    assert only(run.update("y", 1), Aggregate) == []
+    assert len(only(run.update("z", 1), Aggregate)) == 1
 
 
 # --- laws
