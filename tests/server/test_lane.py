@@ -83,6 +83,15 @@ def sqlite_full(folder: Path) -> sqlite3.Error:
     return caught.value
 
 
+def sqlite_broken() -> sqlite3.Error:
+    """What sqlite3 raises for another reason."""
+    connection = sqlite3.connect(":memory:")
+    with pytest.raises(sqlite3.OperationalError) as caught:
+        connection.execute("SELECT * FROM nothing")
+    connection.close()
+    return caught.value
+
+
 def test_work_is_done_in_order_in_one_thread(runner: asyncio.Runner, tmp_path: Path) -> None:
     async def situation() -> None:
         on = Situation(tmp_path)
@@ -110,7 +119,7 @@ def test_work_is_done_in_order_in_one_thread(runner: asyncio.Runner, tmp_path: P
 def test_what_work_raises_is_raised_and_no_longer_waits(runner: asyncio.Runner, tmp_path: Path) -> None:
     async def situation() -> None:
         on = Situation(tmp_path)
-        errors: list[Exception] = [OSError(errno.EIO, "broken"), sqlite3.OperationalError("locked"), ValueError("x")]
+        errors: list[Exception] = [OSError(errno.EIO, "broken"), sqlite_broken(), ValueError("x")]
         for error in [*errors, FULL]:
             with pytest.raises(type(error)) as caught:
                 await on.lane.run(on.write, error, 99)
