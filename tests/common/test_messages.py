@@ -1,11 +1,24 @@
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
-from common.messages import MAX_NESTING, MESSAGE_TYPES, Hello, TaskEvaluation, TensorHeader, UpdateHeader, Welcome, Work
+from common.messages import (
+    MAX_NESTING,
+    MESSAGE_TYPES,
+    Declined,
+    Goodbye,
+    Hello,
+    TaskEvaluation,
+    TensorHeader,
+    UpdateHeader,
+    Welcome,
+    Work,
+    base_digest,
+)
 
 RAW = {"slot": "w@a", "dtype": "float32", "shape": [2, 3], "nbytes": 24, "checksum": 1}
 ROWS = {**RAW, "encoding": "rows", "rows": 1, "nbytes": 8 + 12}
@@ -133,3 +146,39 @@ def test_every_message_says_its_type_and_what_it_is() -> None:
     for name, model in MESSAGE_TYPES.items():
         assert model.model_fields["type"].default == name
         assert model.__doc__
+
+
+def test_the_base_digest_can_be_made_by_hand() -> None:
+    """As docs/protocol.md describes it: slots and checksums of the headers, in their order, and nothing else."""
+    headers = [
+        TensorHeader.model_validate(RAW | {"slot": slot, "checksum": sum_}) for slot, sum_ in [("w@a", 1), ("b@a", 300)]
+    ]
+    content = bytes.fromhex("92 92 a3 774061 01 92 a3 624061 cd012c")
+    assert base_digest(headers) == hashlib.sha256(content).hexdigest()[:32] == "ddb26d3e904c0beb43b7e8a3e10ec82d"
+    assert base_digest(reversed(headers)) != base_digest(headers)
+    held = [header.model_copy(update={"held": True}) for header in headers]
+    assert base_digest(held) == base_digest(headers), "values that the client has are values nonetheless"
+    assert base_digest([]) == hashlib.sha256(b"\x90").hexdigest()[:32]
+
+
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [
+        ("no memory", "no memory"),
+        ("a\nERROR: b", "a ERROR: b"),
+        ("a\r\nb\tc\x00\x1b[31m", "a  b c  [31m"),
+        ("line\u2028separator\u0085next", "line separator next"),
+        ("right\u202eto left", "right to left"),
+        ("größer 漢字 🙂", "größer 漢字 🙂"),
+    ],
+)
+def test_a_peers_sentence_is_one_line(said: str, kept: str) -> None:
+    for message in (Goodbye(reason=said), Declined.model_validate({"round": 1, "reason": said})):
+        assert message.reason == kept
+        assert len(message.reason.splitlines()) == 1
+
+
+def test_a_peers_sentence_is_bounded() -> None:
+    Goodbye(reason="x" * 2000)
+    with pytest.raises(ValidationError):
+        Goodbye(reason="x" * 2001)

@@ -1,9 +1,11 @@
-"""The coordinator: situations by name, and laws that hold in every history."""
+"""The coordinator: synchronous rounds in situations by name, and laws that hold in every history.
+
+Pauses, asynchronous rounds, screening and restarts have files of their own: `test_coordinator_*.py`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -37,80 +39,10 @@ from server.coordination import (
 )
 from server.coordinator import GATHER, Coordinator, Phase
 from server.round import Quorum
-from server.rules import CohortSampler, Kept, Rules
+from server.rules import Kept, Rules
+from tests.server.coordinator_run import TEN, Run, dispatched, finish, first, only, only_x, rules
 
 TASKS = ("a", "b", "c")
-TEN = {"a": 10}
-
-
-def everybody(connected: frozenset[str], round_id: int) -> Cohort:
-    del round_id
-    return Cohort(connected)
-
-
-def only_x(connected: frozenset[str], round_id: int) -> Cohort:
-    del round_id
-    return Cohort(connected & {"x"})
-
-
-@dataclass
-class Run:
-    """A coordinator, what it commanded, and its timers."""
-
-    rules: Rules
-    sample: CohortSampler = everybody
-    version: int = 0
-    commands: list[Command] = field(default_factory=list)
-    timers: set[str] = field(default_factory=set)
-
-    def __post_init__(self) -> None:
-        self.decisions = Coordinator(self.rules, self.sample, self.version)
-
-    def tell(self, *events: Event) -> list[Command]:
-        """Hand over events; returns what is commanded for the last."""
-        new: list[Command] = []
-        for event in events:
-            new = self.decisions.handle(event)
-            self.commands += new
-            for command in new:
-                if isinstance(command, StartTimer):
-                    self.timers.add(command.name)
-                elif isinstance(command, CancelTimer):
-                    self.timers.discard(command.name)
-        return new
-
-    def join(self, *client_ids: str, tasks: Mapping[str, str] | None = None) -> list[Command]:
-        """Clients come; their task is ``a`` unless said otherwise."""
-        return self.tell(*(Joined(c, frozenset({(tasks or {}).get(c, "a")})) for c in client_ids))
-
-    def update(self, client_id: str, round_id: int) -> list[Command]:
-        return self.tell(UpdateArrived(client_id, round_id, TEN))
-
-    def timer(self, kind: str) -> list[Command]:
-        """The timer of this kind runs out."""
-        (name,) = [name for name in self.timers if name.startswith(kind)]
-        self.timers.discard(name)
-        return self.tell(TimerFired(name))
-
-
-def rules(**changes: Any) -> Rules:  # noqa: ANN401  # any field
-    """Two rounds, three clients, nobody evaluates, unless said otherwise."""
-    given: dict[str, Any] = {"target_rounds": 2, "tasks": frozenset({"a"}), "min_clients": 3, "evaluate": "none"}
-    given["lost_quorum"] = "fail"
-    return Rules(**given | changes)
-
-
-def only(commands: Iterable[Command], kind: type[Any]) -> list[Any]:
-    return [command for command in commands if isinstance(command, kind)]
-
-
-def dispatched(commands: Iterable[Command]) -> list[str]:
-    return [command.client_id for command in only(commands, Dispatch)]
-
-
-def finish(commands: Iterable[Command]) -> str:
-    (command,) = only(commands, Finish)
-    return str(command.state)
 
 
 # --- situations
@@ -404,6 +336,25 @@ def test_stop_and_crash_end_everything(event: Event, state: str) -> None:
     assert finish(run.tell(event)) == state
     assert run.tell(event) == []
     assert run.update("x", 1) == []
+
+
+def test_the_first_updates_close_the_round_and_the_slowest_are_left_behind() -> None:
+    run = Run(rules(quorum=Quorum(1.0)), sample=first(2))
+    run.join("x", "y", "z")
+    run.update("z", 1)
+    closed = run.update("x", 1)
+    assert only(closed, Dismiss) == [Dismiss(frozenset("y"), 1, "enough updates came")]
+    assert only(closed, Aggregate) == [Aggregate(1, {"x": TEN, "z": TEN})]
+    assert run.admits("y", 1) == ("refused", "stale_round")
+    assert dispatched(run.tell(Aggregated(1))) == ["x", "y", "z"]
+
+
+def test_over_selection_still_needs_the_quorum_of_each_task() -> None:
+    run = Run(rules(tasks=frozenset("ab"), quorum=Quorum(0.5, per_task=1)), sample=first(2))
+    run.join("x", "y", "z", tasks={"z": "b"})
+    run.update("x", 1)
+    assert only(run.update("y", 1), Aggregate) == []
+    assert len(only(run.update("z", 1), Aggregate)) == 1
 
 
 # --- laws

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from common.errors import PlanError
+from common.messages import base_digest
 from common.plan import SharingPlan, Slot
 from server.model_state import ModelState
 from tests.server.tiny_run import BLUEPRINT, PLAN, random_values, state
@@ -84,3 +86,53 @@ def test_when_one_slot_cannot_move_none_has_moved() -> None:
     for slot_id, (value, encoded) in before.items():
         assert model.values[slot_id] is value
         assert model.encoded(slot_id) is encoded
+
+
+def test_the_digest_of_a_slice_tells_its_values() -> None:
+    model, same, other = state(seed=1), state(seed=1), state(seed=2)
+    mood, both = PLAN.slice({"mood"}), PLAN.slice({"mood", "topic"})
+    assert re.fullmatch("[0-9a-f]{32}", model.digest_of(mood))
+    assert model.digest_of(mood) == same.digest_of(mood), "equal values, equal digests"
+    assert model.digest_of(mood) != other.digest_of(mood)
+    assert model.digest_of(mood) != model.digest_of(both)
+    assert model.digest_of(mood) == model.digest_of(PLAN.slice({"mood"})), "not only of the same object"
+
+
+def test_the_digest_follows_the_values_of_its_slice_and_no_others() -> None:
+    model = state()
+    mood, topic = PLAN.slice({"mood"}), PLAN.slice({"topic"})
+    before = model.digest_of(mood), model.digest_of(topic)
+    model.advance(lambda slot, value: value + 1 if slot.parameter == "head.mood" else value)
+    after = model.digest_of(mood), model.digest_of(topic)
+    assert after[0] != before[0]
+    assert after[1] == before[1], "the version is another, these values are not"
+    model.advance(lambda slot, value: value - 1 if slot.parameter == "head.mood" else value)
+    model.advance(lambda _, value: value.clone())
+    assert torch.equal(model.values["body@mood+topic"], state().values["body@mood+topic"])
+    assert model.digest_of(topic) == before[1], "equal values again, in memory of their own"
+    assert model.version == 3
+
+
+def test_a_digest_is_that_of_the_headers_that_travel() -> None:
+    model = state()
+    mood = PLAN.slice({"mood"})
+    assert model.digest_of(mood) == base_digest(tensor.header for tensor in model.encoded_slice(mood))
+
+
+def test_a_step_that_fails_changes_no_digest() -> None:
+    model = state()
+    mood = PLAN.slice({"mood"})
+    before = model.digest_of(mood)
+
+    def step(slot: Slot, value: Tensor) -> Tensor:
+        if slot.parameter == "head.topic":  # one of the last
+            raise PlanError("no")
+        return value + 1
+
+    with pytest.raises(PlanError, match="no"):
+        model.advance(step)
+    assert model.digest_of(mood) == before
+    model.advance(lambda _, value: value + 1)
+    assert model.version == 1
+    assert model.digest_of(mood) != before
+    assert all(torch.equal(value, state().values[slot] + 1) for slot, value in model.values.items())

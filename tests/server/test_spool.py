@@ -267,3 +267,81 @@ def test_deltas_need_an_open_file_and_a_slot_of_the_update(tmp_path: Path) -> No
         delta.read(0, torch.zeros(4))
     update.close()
     update.close()
+
+
+def test_an_update_spooled_for_a_later_round_waits_there(tmp_path: Path) -> None:
+    """It came while round 8 was being folded: it counts in round 9, when that is what it turns out to be."""
+    writer = SpoolWriter(tmp_path, header(7), "late")
+    fill(writer, header(7))
+    update = writer.commit(9)
+    spool = Spool(tmp_path)
+    assert spool.load(8) == []
+    assert [found.client_id for found in spool.load(9, verify=True)] == ["late"]
+    assert_deltas(update)
+
+
+def test_a_moved_update_counts_where_it_was_moved_to(tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    update = spooled(tmp_path)
+    moved = spool.move(update, 9)
+    assert moved.path == round_folder(tmp_path, 9) / "c1.update"
+    assert (moved.client_id, moved.header) == ("c1", header())
+    assert_deltas(moved)
+    assert spool.load(7) == []
+    assert len(spool.load(9, verify=True)) == 1
+
+
+def test_a_move_bears_being_done_twice(tmp_path: Path) -> None:
+    """The first time it may have found no room after the rename."""
+    spool = Spool(tmp_path)
+    update = spooled(tmp_path)
+    spool.move(update, 9)
+    assert_deltas(spool.move(update, 9))
+    assert len(spool.load(9)) == 1
+
+
+def test_a_move_to_where_it_is_changes_nothing(tmp_path: Path) -> None:
+    update = spooled(tmp_path)
+    assert_deltas(Spool(tmp_path).move(update, 7))
+
+
+def test_a_move_replaces_what_the_same_client_has_there(tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    spooled(tmp_path, "c1", 9)
+    moved = spool.move(spooled(tmp_path, "c1", 7), 9)
+    [found] = spool.load(9)
+    assert found.header.round == moved.header.round == 7
+
+
+def test_a_move_is_durable_when_it_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    update, steps = spooled(tmp_path), list[str]()
+    real_replace = Path.replace
+
+    def replace(self: Path, target: Path) -> Path:
+        steps.append("rename")
+        return real_replace(self, target)
+
+    monkeypatch.setattr(os, "fsync", lambda descriptor: steps.append(os.readlink(f"/proc/self/fd/{descriptor}")))
+    monkeypatch.setattr(Path, "replace", replace)
+    Spool(tmp_path).move(update, 9)
+    assert steps == [str(tmp_path), "rename", str(round_folder(tmp_path, 9))]
+
+
+def test_an_update_that_is_gone_cannot_be_moved(tmp_path: Path) -> None:
+    update = spooled(tmp_path)
+    update.path.unlink()
+    with pytest.raises(SpoolError):
+        Spool(tmp_path).move(update, 9)
+
+
+def test_what_was_trained_on_a_version_that_is_made_anew_is_discarded(tmp_path: Path) -> None:
+    for round_number in (6, 7, 8, 100_000):
+        spooled(tmp_path, "c1", round_number)
+    fill(SpoolWriter(tmp_path, header(9), "on-its-way"), header(9))
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "round-7").mkdir()  # no name of ours
+    spool = Spool(tmp_path)
+    for _ in range(2):
+        spool.discard_after(7)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["notes", "round-00006", "round-00007", "round-7"]
+    assert len(spool.load(7, verify=True)) == 1
