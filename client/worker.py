@@ -22,7 +22,7 @@ from common.stream import chunk_frames
 
 log = logging.getLogger("fedmtl.client")
 #: Refusals of an update that leave it worth keeping: the server will ask for it, or may ask again.
-KEEP_UPDATE: Final = frozenset({"future_round", "internal"})
+KEEP_UPDATE: Final = frozenset({"future_round", "internal", "too_many_updates"})
 #: More progress reports than this do not wait for a slow connection.
 MAX_WAITING_REPORTS: Final = 16
 P = ParamSpec("P")

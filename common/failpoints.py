@@ -48,6 +48,7 @@ SERVER_POINTS: Final = (
     "reduce.begun",
     "reduce.half",
     "reduce.done",
+    "commit.recording",  # in the middle of the transaction
     "commit.recorded",
     "commit.spool_discarded",
     "commit.pruned",

@@ -21,7 +21,7 @@ from server.federation import Federation
 from server.gate import Gate
 from server.operator_api import OperatorGate, add_operator_api
 from server.prometheus import exposition, registry_of
-from server.run_directory import load_version
+from server.run_directory import DOWNLOAD_PREFIX, load_version
 
 
 def create_app(federation: Federation, gate: Gate) -> FastAPI:
@@ -164,9 +164,14 @@ def _weights_file(federation: Federation, task: str) -> Path:
         raise HTTPException(503, "no version is committed yet")
     committed = load_version(federation.directory.version_path(newest))
     values = {name: value.contiguous() for name, value in committed.for_task(task).items()}
-    with tempfile.NamedTemporaryFile(dir=federation.directory.path, suffix=".safetensors", delete=False) as file:
+    about = {"run_id": federation.run_id, "task": task, "version": str(committed.version)}
+    with tempfile.NamedTemporaryFile(dir=federation.directory.path, prefix=DOWNLOAD_PREFIX, delete=False) as file:
         path = Path(file.name)
-    save_file(values, path, metadata={"run_id": federation.run_id, "task": task, "version": str(committed.version)})
+    try:
+        save_file(values, path, metadata=about)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
     return path
 
 

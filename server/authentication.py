@@ -136,10 +136,10 @@ class Authenticator:
         return Admitted(self._tasks_of(client_id, requested, allowed), Credentials(record.id))
 
     def still_valid(self, credentials: Credentials) -> bool:
-        """Whether a client that was admitted would still be: its token is neither revoked nor expired meanwhile."""
+        """Whether a client that was admitted may stay: its token is neither revoked nor expired meanwhile."""
         if not credentials.token_id or self._tokens is None:
             return True
-        record = self._tokens.current().get(credentials.token_id)
+        record = self._tokens.last_good().get(credentials.token_id)
         return record is not None and record.state(self._now()) == "active"
 
     def operator(self, authorization: str | None, peer: Peer) -> str:

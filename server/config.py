@@ -28,11 +28,11 @@ FRAME_OVERHEAD: Final = 4096
 class RunConfig(StrictModel):
     """What is run, and where it is kept."""
 
-    name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_.-]{1,80}$")
+    name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]{0,79}$")
     """The run's id; made from the date and time when left out."""
     dir: Path | None = None
     """The run directory (also ``--run-dir``); ``runs/<run-id>`` under the working directory when left out."""
-    rounds: int = Field(default=10, ge=1)
+    rounds: int = Field(default=10, ge=1, le=2**31 - 2)
     """How many versions of the model to train."""
     seed: int = Field(default=0, ge=0, lt=2**53)
     """Root of every random choice: initial heads, cohorts, batches, dropout."""
@@ -48,7 +48,7 @@ class LimitsConfig(StrictModel):
 
     handshake_s: float = Field(default=10.0, gt=0)
     """Seconds from the opening of a connection to a valid hello, or to the end of a request."""
-    heartbeat_s: float = Field(default=1.0, gt=0)
+    heartbeat_s: float = Field(default=1.0, ge=0.05)
     """Seconds of quiet after which either end says that it is alive."""
     silence_s: float = Field(default=4.5, gt=0)
     """Seconds without a sign of life after which a peer counts as dead."""

@@ -178,6 +178,10 @@ class Connection:
             await self._refuse(error)
         except (WebSocketDisconnect, ConnectionError, RuntimeError) as error:
             log.debug("connection of %s ended: %r", self.client_id or "an unknown peer", error)
+        except Exception:
+            # A mistake of ours ends this one connection by name, and no other.
+            log.exception("an error on the connection of %s", self._peer)
+            await self._refuse(ProtocolError("internal", "an error of the server; its log says more"))
         finally:
             if self._visit.cut_off:
                 log.warning("closed the connection of %s: %s", self._peer, self._visit.cut_off)
@@ -383,8 +387,14 @@ class Connection:
                 return
             self._upload = None
             spool_round = self._reception.decisions.spool_round
-            update: SpooledUpdate = await asyncio.to_thread(upload.writer.commit, spool_round)
-            self._reception.update_spooled(self, update)
+            committing = asyncio.ensure_future(asyncio.to_thread(upload.writer.commit, spool_round))
+            try:
+                await asyncio.shield(committing)
+            finally:
+                # Also when the connection ends just now: the file gets its name, so it is an update that has come.
+                if not committing.cancelled():
+                    update: SpooledUpdate = await committing
+                    self._reception.update_spooled(self, update)
 
     def _answer_again(self, header: UpdateHeader, verdict: Literal["duplicate", "undecided"]) -> None:
         if verdict == "duplicate":
@@ -397,6 +407,7 @@ class Connection:
             reason = f"the server could not store the update: {error.strerror}"
             log.warning("%s: %s", self.client_id, reason)
             self.send(Rejected(code="internal", reason=reason[:2000], round=header.round))
+            self._visit.gate.announcements.forgive(self.client_id)
             self._reception.not_stored(self, header, error)
             return
         context = {"code": error.code, "round": header.round}

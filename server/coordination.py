@@ -18,6 +18,11 @@ PauseKind = Literal["operator", "storage", "quorum", "unsound"]
 
 
 @dataclass(frozen=True, slots=True)
+class Resumed:
+    """The server listens again: from now on the clients of before may come back."""
+
+
+@dataclass(frozen=True, slots=True)
 class Joined:
     """A client is connected and its data is ready."""
 
@@ -144,7 +149,8 @@ class Crashed:
 
 
 Event = (
-    Joined
+    Resumed
+    | Joined
     | Left
     | UpdateArrived
     | UpdateDeclined
@@ -174,6 +180,8 @@ class BeginRound:
     attempt: int
     trainers: frozenset[str]
     evaluators: frozenset[str]
+    #: Everybody who took part when it began, with their tasks: should the server die, it waits for them.
+    present: Mapping[str, frozenset[str]] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +216,14 @@ class RefuseUpdate:
     round_id: int
     code: str
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Strike:
+    """Write down that a client's update was bad in this round, which counts towards its quarantine."""
+
+    client_id: str
+    round_id: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,6 +307,7 @@ Command = (
     | Dispatch
     | Acknowledge
     | RefuseUpdate
+    | Strike
     | Quarantine
     | Dismiss
     | StartTimer

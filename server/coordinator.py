@@ -47,10 +47,12 @@ from server.coordination import (
     Quarantine,
     RefuseUpdate,
     Released,
+    Resumed,
     Screen,
     Screened,
     StartTimer,
     StopRequested,
+    Strike,
     TimerFired,
     Unpaused,
     UpdateArrived,
@@ -58,7 +60,7 @@ from server.coordination import (
     UpdateDelayed,
     UpdateRefused,
 )
-from server.quarantine import QuarantineList
+from server.quarantine import BAD_UPDATES, QuarantineList
 from server.round import Examples, Round
 from server.rules import CohortSampler, Kept, Rules
 
@@ -112,31 +114,53 @@ class Coordinator:
         self._counted: dict[str, int] = {}
         #: Clients at work on an older round, with that round and their tasks; asynchronous rounds only.
         self._busy: dict[str, tuple[int, frozenset[str]]] = {}
+        #: Clients whose connection broke, for as long as their seats are kept: rounds count on them meanwhile, so that
+        #: the cohort does not depend on who is away for a moment.
+        self._away: dict[str, frozenset[str]] = {}
+        #: A round that had begun before this process, and who took part in it then.
+        self._begun_before: tuple[int, frozenset[str]] = (0, frozenset())
         #: Clients whose update could not be stored: they are asked again when there is room.
         self._delayed: set[str] = set()
         #: Late updates that came while a round was closing: which round they count in is known only after that.
         self._deferred: list[UpdateArrived] = []
 
-    def restore(self, kept: Mapping[str, Kept], counted: Mapping[str, int]) -> None:
-        """Go on from what a process before this one accepted.
+    def restore(
+        self,
+        kept: Mapping[str, Kept],
+        counted: Mapping[str, int],
+        present: Mapping[str, frozenset[str]] | None = None,
+        begun: int = 0,
+    ) -> None:
+        """Go on from what a process before this one accepted; `Resumed` starts the time for clients to come back.
 
         Args:
             kept: client id to its update of the coming round.
             counted: client id to the newest round of which its update was taken.
+            present: who took part when the newest round began, with their tasks.
+            begun: that round.
         """
         self._kept = dict(sorted(kept.items()))
         self._counted = dict(counted)
+        self._away = dict(sorted((present or {}).items()))
+        self._begun_before = (begun, frozenset(self._away))
 
     @property
     def connected(self) -> Mapping[str, frozenset[str]]:
         """The clients that take part now, with their tasks."""
         return dict(self._connected)
 
+    @property
+    def away(self) -> frozenset[str]:
+        """The clients that may come back to their seats."""
+        return frozenset(self._away)
+
     def handle(self, event: Event) -> list[Command]:
         """Take one event; returns what is to be done, in order."""
         if self.phase is Phase.DONE:
             return []
         match event:
+            case Resumed():
+                return [StartTimer(_grace(client_id), self.rules.grace_s) for client_id in self._away]
             case Joined(client_id, tasks):
                 return self._joined(client_id, tasks)
             case Left(client_id, for_good):
@@ -282,11 +306,14 @@ class Coordinator:
     # --- bad clients
 
     def _strike(self, client_id: str, code: str, reason: str) -> list[Command]:
-        until = self.quarantine.strike(client_id, self.version + 1, code)
-        if not until:
+        if code not in BAD_UPDATES:
             return []
+        until = self.quarantine.strike(client_id, self.version + 1, code)
+        strike = Strike(client_id, self.version + 1)
+        if not until:
+            return [strike]
         text = f"{client_id} is in quarantine until version {until}: too many bad updates, at last {code}: {reason}"
-        return [Quarantine(client_id, until, f"{code}: {reason}"), Note(text, "warning")]
+        return [strike, Quarantine(client_id, until, f"{code}: {reason}"), Note(text, "warning")]
 
     def _release(self, client_id: str) -> list[Command]:
         self.quarantine.release(client_id)
@@ -297,9 +324,11 @@ class Coordinator:
 
     def _joined(self, client_id: str, tasks: frozenset[str]) -> list[Command]:
         self._connected[client_id] = tasks
+        commands: list[Command] = []
+        if self._away.pop(client_id, None) is not None:
+            commands.append(CancelTimer(_grace(client_id)))
         if self.phase is Phase.GATHERING:
-            return self._begin_if_enough()
-        commands: list[Command] = [CancelTimer(_grace(client_id))]
+            return commands + self._begin_if_enough()
         if self.round is None:
             return commands
         if self.round.expects_late_update(client_id):
@@ -311,15 +340,19 @@ class Coordinator:
         return commands
 
     def _left(self, client_id: str, for_good: bool) -> list[Command]:
-        self._connected.pop(client_id, None)
-        if client_id not in self._busy and (self.round is None or client_id not in self.round.seated):
+        tasks = self._connected.pop(client_id, None)
+        if tasks is None:
             return []
         if for_good or self.rules.grace_s == 0:
             return self._lost(client_id)
+        self._away[client_id] = tasks
         return [StartTimer(_grace(client_id), self.rules.grace_s)]
 
     def _lost(self, client_id: str) -> list[Command]:
         self._busy.pop(client_id, None)
+        self._away.pop(client_id, None)
+        if self.phase is Phase.GATHERING:
+            return self._begin_if_enough()
         if self.round is None or client_id not in self.round.seated:
             return []
         self.round.give_up(client_id)
@@ -342,8 +375,18 @@ class Coordinator:
 
     @property
     def _eligible(self) -> frozenset[str]:
-        """The connected clients that may be asked."""
-        return frozenset(c for c in self._connected if not self.quarantine.holds(c, self.version))
+        """The clients that may be asked: connected, or away for a moment."""
+        begun, then = self._begun_before
+        everybody = frozenset(self._tasks)
+        if begun == self.version + 1 and everybody & then:
+            # The round had begun when the server died: with those who were there, not with who has come since.
+            everybody &= then
+        return frozenset(c for c in everybody if not self.quarantine.holds(c, self.version))
+
+    @property
+    def _tasks(self) -> dict[str, frozenset[str]]:
+        """Everybody who takes part, with their tasks."""
+        return {**self._away, **self._connected}
 
     # --- pauses
 
@@ -381,9 +424,10 @@ class Coordinator:
             return commands + self._begin_final_evaluation()
         round_id = self.version + 1
         commands += self._dismiss_the_too_late(round_id)
-        free = self._eligible - self._busy.keys()
+        free = frozenset(self._eligible - self._busy.keys())
         cohort = self._sample(free, round_id)
-        trainers = {c: self._connected[c] for c in sorted(cohort.clients | (self._kept.keys() & free))}
+        present = self._tasks
+        trainers = {c: present[c] for c in sorted(cohort.clients | (self._kept.keys() & free))}
         trainers |= {c: kept.tasks for c, kept in self._kept.items() if c not in trainers}
         evaluators = self._evaluators(free, cohort.clients)
         self.round = Round(
@@ -398,8 +442,8 @@ class Coordinator:
         )
         self._kept = {}
         self.phase = Phase.TRAINING
-        commands.append(BeginRound(round_id, self._attempt, frozenset(trainers), evaluators))
-        asked = self.round.training | evaluators
+        commands.append(BeginRound(round_id, self._attempt, frozenset(trainers), evaluators, present))
+        asked = (self.round.training | evaluators) & self._connected.keys()
         commands += [self._dispatch(self.round, client_id) for client_id in sorted(asked)]
         commands += self._start_deadline()
         # Nobody has a seat when every client that is asked has answered in an earlier attempt.
@@ -435,7 +479,8 @@ class Coordinator:
         self.round = Round(self.version + 1, {}, evaluators)
         self._busy = {}
         self.phase = Phase.EVALUATING
-        commands: list[Command] = [self._dispatch(self.round, client_id) for client_id in sorted(evaluators)]
+        here = evaluators & self._connected.keys()
+        commands: list[Command] = [self._dispatch(self.round, client_id) for client_id in sorted(here)]
         return commands + self._start_deadline() + self._close_if_complete()
 
     def _dispatch(self, current: Round, client_id: str) -> Dispatch:
@@ -497,7 +542,6 @@ class Coordinator:
             return []
         names = ", ".join(sorted(dismissed))
         return [
-            *(CancelTimer(_grace(c)) for c in sorted(dismissed)),
             Note(f"round {current.round_id} left {names} behind: {why}", "warning"),
             Dismiss(dismissed, current.round_id, why),
         ]

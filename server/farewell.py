@@ -32,6 +32,11 @@ class Farewell:
         self.unaware.discard(client_id)
         self._changed.set()
 
+    def give_up(self) -> None:
+        """Wait for nobody any more."""
+        self.unaware.clear()
+        self._changed.set()
+
     def left(self) -> None:
         """Some connection is closed."""
         self._changed.set()

@@ -31,7 +31,6 @@ from server.farewell import Farewell
 from server.jobs import Jobs
 from server.lane import Lane, NoRoom, no_room
 from server.ledger import Ledger
-from server.quarantine import BAD_UPDATES
 from server.reception import Reception
 from server.records import OpenRound, QueueDepths
 from server.reduce import ReductionCancelled, UnsoundModel, reduce_round
@@ -143,8 +142,12 @@ class Federation:
         """Carry out commands until the run is over in this process; returns how it ended."""
         while not self.finished.done():
             event = await self._events.get()
-            for command in self.decisions.handle(event):
-                await self._carry_out(command)
+            try:
+                for command in self.decisions.handle(event):
+                    await self._carry_out(command)
+            except Exception as error:
+                log.exception("the run cannot go on")
+                self._jobs.fail(error)
             self._events.task_done()
         return self.finished.result()
 
@@ -160,17 +163,14 @@ class Federation:
         await self._restore_spool()
         since = {row["client_id"]: row["since_round"] for row in self.history.quarantines()}
         self.decisions.quarantine.restore(
-            (
-                (row["client_id"], row["round"])
-                for row in self.history.refusals()
-                if row["code"] in BAD_UPDATES and row["round"] > since.get(row["client_id"], 0)
-            ),
+            ((client_id, number) for client_id, number in self.history.strikes() if number > since.get(client_id, 0)),
             ((row["client_id"], row["until_version"]) for row in self.history.quarantines()),
         )
         if paused := self.history.get("paused"):
             self.post(core.Paused("operator", str(paused)))
         await self._lane.write(self.directory.write_summary, self.summary())
         self.reception.open = True
+        self.post(core.Resumed())
 
     async def _restore_spool(self) -> None:
         """Count the updates that were accepted for the coming round before this process began."""
@@ -193,7 +193,9 @@ class Federation:
                 counted[update.client_id] = header.round
         if kept:
             log.info("round %d goes on with the updates of %s", version + 1, ", ".join(sorted(kept)))
-        self.decisions.restore(kept, counted)
+        present = self.history.get("present") or {"round": 0, "clients": {}}
+        clients = {client_id: frozenset(tasks) for client_id, tasks in present["clients"].items()}
+        self.decisions.restore(kept, counted, clients, int(present["round"]))
 
     async def _carry_out(self, command: core.Command) -> None:
         match command:
@@ -205,6 +207,8 @@ class Federation:
                 await self._acknowledge(command)
             case core.RefuseUpdate(client_id, round_id, code, reason):
                 self._refuse_update(client_id, round_id, code, reason)
+            case core.Strike(client_id, round_id):
+                self.ledger.struck(client_id, round_id)
             case core.Quarantine(client_id, until_version, reason):
                 self.ledger.quarantined(client_id, self.decisions.version + 1, until_version, reason)
             case core.Dismiss(client_ids, round_id, reason):
@@ -253,11 +257,16 @@ class Federation:
         self.post(core.Unpaused("operator"))
 
     async def caught_up(self) -> None:
-        """Wait until everything that was asked for so far is decided on, or the run is over."""
+        """Wait until everything that was asked for so far is decided on and written down, or the run is over."""
+        if self.over:
+            return
         decided: asyncio.Future[Any] = asyncio.ensure_future(self._events.join())
         either: set[asyncio.Future[Any]] = {decided, self.finished}
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         decided.cancel()
+        if not self.over:
+            # What was handed to the lane before this is written down.
+            await self._lane.run(_nothing)
 
     def release(self, client_id: str, by: str) -> bool:
         """Let a quarantined client take part again; False when it is in no quarantine."""
@@ -299,7 +308,9 @@ class Federation:
 
     async def _acknowledge(self, command: core.Acknowledge) -> None:
         client_id = command.client_id
-        update = self.reception.undecided.pop(client_id)
+        update = self.reception.undecided.pop(client_id, None)
+        if update is None:
+            return  # it came twice, on two connections: the first of them was answered
         if not command.duplicate:
             if update.path.parent != round_folder(self.directory.spool, command.counts_in):
                 # It was received while an earlier round was open. A restart looks for it where it counts.
@@ -320,8 +331,11 @@ class Federation:
     def _refuse_update(self, client_id: str, round_id: int, code: str, reason: str) -> None:
         """The round closed while the update was on its way, or it was judged together with the others."""
         judged = code == "norm_outlier"
-        update = self._updates.pop(client_id) if judged else self.reception.undecided.pop(client_id)
-        self._jobs.start(self._lane.run(self._spool.drop, update))
+        update = (self._updates if judged else self.reception.undecided).pop(client_id, None)
+        if update is not None:
+            self._jobs.start(self._lane.run(self._spool.drop, update))
+        if judged:
+            self.ledger.withdrawn(client_id, self.decisions.version + 1)
         self.ledger.refused(client_id, code, reason, self.decisions.version + 1)
         if (connection := self._connections.get(client_id)) is not None:
             # Not `dismiss`: the work of the next round may be on its way to this client already.
@@ -385,7 +399,7 @@ class Federation:
         # again.
         self._spool.discard(self.model.version - 1)
         failpoint("commit.spool_discarded")
-        self.directory.prune(self.config.run.keep_versions)
+        self.directory.prune(self.config.run.keep_versions, self.model.version)
         self.directory.write_summary(self.summary())
         failpoint("commit.done")
 
@@ -396,6 +410,8 @@ class Federation:
         # A fold may take long, and what it needs is on disk.
         self._stopping.set()
         self.post(core.StopRequested(reason))
+        if self.over:
+            self._farewell.give_up()
 
     async def _finish(self, state: Outcome, reason: str) -> None:
         self._timers.cancel_all()
@@ -407,8 +423,10 @@ class Federation:
         log.info("run %s: %s", state, reason)
         self.ledger.feed.publish("finished", {"state": state, "reason": reason})
         # A stopped server is waited for, so who is away need not hear of it.
-        away = self.ledger.may_return(self.config.federation.rejoin_grace_s) if state != "stopped" else set()
-        message = Finished(state=state, reason=reason[:2000], rounds_completed=self.model.version)
+        away = self.decisions.away if state != "stopped" else frozenset[str]()
+        # What broke here may go on after --resume, so its clients are to wait as for a server that was stopped.
+        told = "stopped" if self._jobs.failure else state
+        message = Finished(state=told, reason=reason[:2000], rounds_completed=self.model.version)
         self._farewell.begin(message, away | self._connections.keys())
         try:
             await self._lane.write(self._record_end, state)
@@ -465,3 +483,7 @@ class Federation:
     def summary(self) -> dict[str, Any]:
         """What summary.json holds."""
         return summarise(self)
+
+
+def _nothing() -> None:
+    pass

@@ -10,13 +10,17 @@ import json
 import sqlite3
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 from common.durable import DURABLE, Disk
 from common.errors import ConfigError
+from common.failpoints import failpoint
 
+#: Seconds to wait for another program that holds the file.
+BUSY_S: Final = 30.0
 #: Format of the tables, kept in the file.
 FORMAT: Final = 2
 SCHEMA: Final = """
@@ -39,6 +43,8 @@ CREATE TABLE IF NOT EXISTS clients (
 CREATE TABLE IF NOT EXISTS refusals (
     round INTEGER NOT NULL, client_id TEXT NOT NULL, code TEXT NOT NULL, at REAL NOT NULL, count INTEGER NOT NULL,
     reason TEXT NOT NULL, PRIMARY KEY (round, client_id, code));
+CREATE TABLE IF NOT EXISTS strikes (
+    round INTEGER NOT NULL, client_id TEXT NOT NULL, PRIMARY KEY (round, client_id));
 CREATE TABLE IF NOT EXISTS quarantine (
     client_id TEXT PRIMARY KEY, at REAL NOT NULL, since_round INTEGER NOT NULL, until_version INTEGER NOT NULL,
     reason TEXT NOT NULL);
@@ -62,7 +68,8 @@ class History:
     def __init__(self, path: Path, disk: Disk = DURABLE) -> None:
         self._lock = threading.Lock()
         self._fsync = disk.fsync
-        self._connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+        # Others may read the file, and hold it for a moment when they do.
+        self._connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=BUSY_S)
         try:
             self._connection.row_factory = sqlite3.Row
             self._connection.execute("PRAGMA journal_mode=WAL")
@@ -140,25 +147,32 @@ class History:
 
     def record_commit(self, version: int, sha256: str, plan: Mapping[str, Any], digest: str, seconds: float) -> None:
         """A version is on disk; its plan is kept when it is new. One transaction, on disk when this returns."""
+        # The spool and older versions are removed after this, so it must outlive a crash of the machine.
+        with self._transaction(durable=True) as connection:
+            connection.execute(
+                "INSERT OR IGNORE INTO plans VALUES (?, ?, ?)", (digest, version, json.dumps(dict(plan)))
+            )
+            connection.execute(
+                "INSERT OR REPLACE INTO commits VALUES (?, ?, ?, ?, ?)", (version, time.time(), sha256, digest, seconds)
+            )
+            failpoint("commit.recording")
+
+    @contextmanager
+    def _transaction(self, *, durable: bool = False) -> Iterator[sqlite3.Connection]:
+        """All of it or nothing; `durable` waits for the device."""
         with self._lock:
-            # The spool and older versions are removed after this, so it must outlive a crash of the machine.
-            if self._fsync:
+            careful = durable and self._fsync
+            if careful:
                 self._connection.execute("PRAGMA synchronous=FULL")
             self._connection.execute("BEGIN IMMEDIATE")
             try:
-                self._connection.execute(
-                    "INSERT OR IGNORE INTO plans VALUES (?, ?, ?)", (digest, version, json.dumps(dict(plan)))
-                )
-                self._connection.execute(
-                    "INSERT OR REPLACE INTO commits VALUES (?, ?, ?, ?, ?)",
-                    (version, time.time(), sha256, digest, seconds),
-                )
+                yield self._connection
                 self._connection.execute("COMMIT")
-            except sqlite3.Error:
-                self._connection.execute("ROLLBACK")
-                raise
             finally:
-                if self._fsync:
+                # After some errors, of a full disk for one, SQLite has rolled back by itself.
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+                if careful:
                     self._connection.execute("PRAGMA synchronous=NORMAL")
 
     def record_round(
@@ -192,6 +206,14 @@ class History:
             *(round_id, client_id, code, time.time(), reason),
         )
 
+    def record_strike(self, round_id: int, client_id: str) -> None:
+        """A client's update was bad in this round, which counts towards its quarantine."""
+        self._write("INSERT OR IGNORE INTO strikes VALUES (?, ?)", round_id, client_id)
+
+    def drop_update(self, round_id: int, client_id: str) -> None:
+        """An update that was accepted into a round does not count after all."""
+        self._write("DELETE FROM updates WHERE round = ? AND client_id = ?", round_id, client_id)
+
     def record_quarantine(self, client_id: str, since_round: int, until_version: int, reason: str) -> None:
         """A client is left out before this version; 0: not any more. What it did in rounds before counts no more."""
         self._write(
@@ -201,20 +223,14 @@ class History:
 
     def rewind(self, version: int) -> None:
         """Forget everything after a version: its file is the newest that is whole. One transaction."""
-        with self._lock:
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                for table, column in (
-                    *(("commits", "version"), ("rounds", "round"), ("updates", "round"), ("evaluations", "version")),
-                    *(("plans", "since_version"), ("refusals", "round")),
-                ):
-                    # Of the tables' names none comes from outside.
-                    self._connection.execute(f"DELETE FROM {table} WHERE {column} > ?", (version,))  # noqa: S608
-                self._connection.execute("DELETE FROM run WHERE key = 'finished'")
-                self._connection.execute("COMMIT")
-            except sqlite3.Error:
-                self._connection.execute("ROLLBACK")
-                raise
+        with self._transaction() as connection:
+            for table, column in (
+                *(("commits", "version"), ("rounds", "round"), ("updates", "round"), ("evaluations", "version")),
+                *(("plans", "since_version"), ("refusals", "round"), ("strikes", "round")),
+            ):
+                # Of the tables' names none comes from outside.
+                connection.execute(f"DELETE FROM {table} WHERE {column} > ?", (version,))  # noqa: S608
+            connection.execute("DELETE FROM run WHERE key = 'finished'")
 
     # --- reading
 
@@ -259,6 +275,10 @@ class History:
     def refusals(self) -> list[dict[str, Any]]:
         """What was refused: a row per round, client and code, the newest last."""
         return [dict(row) for row in self._read("SELECT * FROM refusals ORDER BY at")]
+
+    def strikes(self) -> list[tuple[str, int]]:
+        """Client and round of every strike."""
+        return [(row["client_id"], row["round"]) for row in self._read("SELECT * FROM strikes ORDER BY round")]
 
     def quarantines(self) -> list[dict[str, Any]]:
         """Every client that ever was in quarantine, with what it was last told."""

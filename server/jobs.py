@@ -46,6 +46,10 @@ class Jobs:
             log.warning("something was not written down: %s", error)
             return
         log.error("the run cannot go on: %s", error, exc_info=error)
+        self.fail(error)
+
+    def fail(self, error: BaseException) -> None:
+        """The run can't go on, for this reason."""
         if not self.failure:
             self.failure = f"{type(error).__name__}: {error}"
             self._failed(self.failure)

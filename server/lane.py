@@ -34,8 +34,11 @@ def no_room(error: BaseException) -> str | None:
     """What to tell the operator when an error means that the disk (or a quota) is full; None for any other error."""
     if isinstance(error, OSError) and error.errno in _NO_ROOM:
         return error.strerror or "no space left on device"
-    if isinstance(error, sqlite3.Error) and error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_FULL:
-        return str(error)
+    if isinstance(error, sqlite3.Error):
+        code = getattr(error, "sqlite_errorcode", 0)
+        # The second: the memory-mapped index of the write-ahead log could not grow.
+        if code & 0xFF == sqlite3.SQLITE_FULL or code == sqlite3.SQLITE_IOERR_SHMSIZE:
+            return str(error)
     # Their library hands the system's error on as text.
     if isinstance(error, SafetensorError) and any(f"(os error {number})" in str(error) for number in _NO_ROOM):
         return "no space left on device"
@@ -104,6 +107,7 @@ class Lane:
     async def _await_room(self) -> None:
         loop = asyncio.get_running_loop()
         # Not in the lane: reading work goes on there.
+        await asyncio.sleep(PROBE_S)  # a disk that is full by a hair: not round and round without a breath
         while not await loop.run_in_executor(None, has_room, self._folder, self._wanted + SPARE_BYTES):  # noqa: ASYNC110
             await asyncio.sleep(PROBE_S)  # a disk tells nobody when there is room
         self._wanted = 0

@@ -92,19 +92,10 @@ class Ledger:
         known = self.participants.get(connection.client_id)
         if known is None or known.connection is not connection:
             return False
-        known.connection, known.last_seen, known.may_return = None, time.time(), not connection.said_goodbye
+        known.connection, known.last_seen = None, time.time()
         log.info("%s %s", connection.client_id, "lost its connection" if lost else "left")
         self.feed.publish("client_left", {"client_id": connection.client_id})
         return True
-
-    def may_return(self, within_s: float) -> set[str]:
-        """Clients that are away, and not for longer than this."""
-        now = time.time()
-        return {
-            client_id
-            for client_id, known in self.participants.items()
-            if known.connection is None and known.may_return and now - known.last_seen < within_s
-        }
 
     def refused(self, client_id: str, code: str, reason: str, round_id: int) -> None:
         """Something was refused by name."""
@@ -114,6 +105,10 @@ class Ledger:
             known.refusals[code] = known.refusals.get(code, 0) + 1
             known.last_refusal = f"{code}: {reason}" if reason else code
             self._write(self._history.record_refusal, round_id, client_id, code, reason[:2000])
+
+    def struck(self, client_id: str, round_id: int) -> None:
+        """A client's update was bad."""
+        self._write(self._history.record_strike, round_id, client_id)
 
     def quarantined(self, client_id: str, since_round: int, until_version: int, reason: str) -> None:
         """A client is left out for a while, or (until version 0) no longer."""
@@ -142,7 +137,13 @@ class Ledger:
             command.round_id, command.attempt, cohort, time.time(), self.traffic.down, self.traffic.up
         )
         log.info("round %d of %d: %s", command.round_id, self._target_rounds, ", ".join(cohort))
+        present = {client_id: sorted(tasks) for client_id, tasks in command.present.items()}
+        self._write(self._history.set, "present", {"round": command.round_id, "clients": present})
         self.feed.publish("round_started", {"round": command.round_id, "cohort": cohort, "attempt": command.attempt})
+
+    def withdrawn(self, client_id: str, counts_in: int) -> None:
+        """An update that was accepted does not count after all."""
+        self._write(self._history.drop_update, counts_in, client_id)
 
     def accepted(self, update: SpooledUpdate, counts_in: int) -> None:
         """An update counts, from now on."""

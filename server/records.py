@@ -59,8 +59,6 @@ class Participant:
     connection: Connection | None = None
     rounds: int = 0
     last_seen: float = 0.0
-    #: It is away, and did not say that it leaves.
-    may_return: bool = False
     bytes_down: int = 0
     bytes_up: int = 0
     #: Code to how often something of this client was refused by that name.

@@ -16,6 +16,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, Final
@@ -32,6 +33,9 @@ from common.plan import SharingPlan
 from server.model_state import ModelState
 
 HASH_BLOCK: Final = 1 << 22
+#: How the names of files begin that are made for one download.
+DOWNLOAD_PREFIX: Final = ".download-"
+_VERSION: Final = re.compile(r"round-(\d{5,})\.safetensors")
 #: The one metadata entry of a version's file: JSON with its number and its plan.
 METADATA_KEY: Final = "fedmtl"
 
@@ -72,8 +76,10 @@ class RunDirectory:
         except OSError as error:
             self._lock.close()
             raise ConfigError(f"{path} is in use by another server process") from error
-        # Only now: the server that held the folder may have made its database meanwhile.
-        self.holds_run = self.database.exists()
+        # Only now: the server that held the folder may have made its database meanwhile. A run whose database is gone
+        # is a run: its versions say so.
+        self.holds_run = self.database.exists() or max(self.versions(), default=0) > 0
+        self.sweep()
         if self.holds_run and not resume:
             self._lock.close()
             raise ConfigError(f"{path} holds a run already: go on with --resume, or choose another run directory")
@@ -115,12 +121,14 @@ class RunDirectory:
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Keep the configuration as resolved."""
-        self.disk.replace(self.config, yaml.safe_dump(dict(config), sort_keys=False).encode())
+        content = yaml.safe_dump(dict(config), sort_keys=False).encode()
+        if not self.config.exists() or self.config.read_bytes() != content:
+            self.disk.replace(self.config, content)
         failpoint("start.config_written")
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Replace summary.json."""
-        self.disk.replace(self.path / "summary.json", json.dumps(dict(summary), indent=1).encode() + b"\n")
+        self.disk.replace(self.path / "summary.json", json.dumps(dict(summary)).encode() + b"\n")
         failpoint("summary.written")
 
     def version_path(self, version: int) -> Path:
@@ -152,15 +160,37 @@ class RunDirectory:
         self.disk.sync_folder(self.models)
         return digest
 
-    def prune(self, keep: int) -> None:
+    def prune(self, keep: int, newest: int) -> None:
         """Remove committed versions but the first and the newest `keep`; after the newest is in the history."""
-        for old in self.versions()[1:-keep]:
+        for old in [version for version in self.versions() if version <= newest][1:-keep]:
             self.version_path(old).unlink()
         failpoint("commit.pruned")
 
+    def set_aside(self, after: int, committed: int | None) -> None:
+        """Take the versions after this one out of the way: they are made again.
+
+        Args:
+            after: the version to go on from.
+            committed: those up to this one were committed, so they are damaged, and kept for somebody to look at;
+                None: nobody knows.
+        """
+        for version in self.versions():
+            path = self.version_path(version)
+            if committed is not None and version > max(after, committed):
+                path.unlink()
+            elif version > after:
+                path.replace(path.with_suffix(".safetensors.damaged"))
+        self.disk.sync_folder(self.models)
+
+    def sweep(self) -> None:
+        """Remove what a server that was killed has left half made."""
+        for leftover in self.path.glob(f"{DOWNLOAD_PREFIX}*"):
+            leftover.unlink(missing_ok=True)
+
     def versions(self) -> list[int]:
         """The committed versions on disk, ascending."""
-        return sorted(int(path.stem.removeprefix("round-")) for path in self.models.glob("round-*.safetensors"))
+        names = (_VERSION.fullmatch(path.name) for path in self.models.iterdir())
+        return sorted(int(name[1]) for name in names if name)
 
     def load(self, version: int) -> ModelState:
         """Read a committed version back; see `load_version`."""

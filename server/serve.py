@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import socket
+import sqlite3
 import ssl
 import sys
 import threading
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Final
 
 import uvicorn
+from safetensors import SafetensorError
 from websockets.exceptions import InvalidState
 
 from common import failpoints
@@ -114,7 +116,7 @@ def serve(loaded: LoadedConfig, run_dir: Path | None, *, resume: bool) -> int:
         try:
             # A server that was killed before it had a run to resume has left the configuration to begin it with.
             start = go_on(loaded, directory) if directory.holds_run else begin(loaded, directory, run_id)
-        except OSError as error:
+        except (OSError, sqlite3.Error, SafetensorError) as error:
             raise ConfigError(f"the run directory {directory.path} can't be written: {error}") from error
         stack.callback(start.history.close)
         set_log_context(run_id=start.run_id)

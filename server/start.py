@@ -10,6 +10,7 @@ version is made anew from there, and a damaged database is set aside and begun a
 from __future__ import annotations
 
 import logging
+import os
 import sqlite3
 import time
 from collections.abc import Mapping
@@ -91,6 +92,7 @@ def go_on(loaded: LoadedConfig, directory: RunDirectory) -> Start:
     history = _history_of(directory)
     if history is None:
         model = _newest_whole(directory, {})
+        directory.set_aside(model.version, None)
         sha256 = sha256_of(directory.version_path(model.version))
         history = _new_history(directory, model, sha256, run_id, 0.0)
     else:
@@ -104,11 +106,10 @@ def go_on(loaded: LoadedConfig, directory: RunDirectory) -> Start:
 
 
 def _new_history(directory: RunDirectory, model: ModelState, sha256: str, run_id: str, seconds: float) -> History:
-    """A database that begins with this version; it has its name when it is whole."""
+    """A database that begins with this version; it takes its name, and the place of a damaged one, when it is whole."""
     draft = directory.database.with_name("run.db.new")
-    for leftover in directory.path.glob("run.db*"):
-        if leftover.name.startswith(("run.db.new", "run.db-")):
-            leftover.unlink()
+    for leftover in directory.path.glob("run.db.new*"):
+        leftover.unlink()
     history = History(draft, directory.disk)
     history.set("run_id", run_id)
     plan = model.plan
@@ -116,6 +117,12 @@ def _new_history(directory: RunDirectory, model: ModelState, sha256: str, run_id
     history.close()  # which moves everything into the one file
     directory.disk.sync_file(draft)
     failpoint("start.database_written")
+    if directory.database.exists():
+        aside = directory.database.with_name(f"run.db.damaged-{int(time.time())}")
+        os.link(directory.database, aside)
+        log.warning("the damaged database is kept as %s", aside.name)
+    for part in ("-wal", "-shm"):  # of the damaged one: to the new one they would be pages of its own
+        directory.database.with_name(f"run.db{part}").unlink(missing_ok=True)
     draft.replace(directory.database)
     directory.disk.sync_folder(directory.path)
     failpoint("start.database_made")
@@ -123,7 +130,14 @@ def _new_history(directory: RunDirectory, model: ModelState, sha256: str, run_id
 
 
 def _history_of(directory: RunDirectory) -> History | None:
-    """The database, or None when it is damaged; then it is set aside."""
+    """The database, or None when it is damaged or gone.
+
+    Raises:
+        ConfigError: it can't be used now, but is not damaged: no room, no permission, another program holds it.
+    """
+    if not directory.database.exists():
+        log.warning("the run's database is gone: the history of rounds begins anew")
+        return None
     history: History | None = None
     try:
         history = History(directory.database, directory.disk)
@@ -132,19 +146,19 @@ def _history_of(directory: RunDirectory) -> History | None:
             return history
         reason = "it holds no version"
     except sqlite3.DatabaseError as error:
+        if not _is_damage(error):
+            raise ConfigError(f"{directory.database} can't be used: {error}; nothing was changed, try again") from error
         reason = str(error)
     if history is not None:
         history.close()
-    aside = directory.database.with_name(f"run.db.damaged-{int(time.time())}")
-    directory.database.rename(aside)
-    for part in ("-wal", "-shm"):
-        directory.database.with_name(f"run.db{part}").unlink(missing_ok=True)
-    log.warning(
-        "the run's database is damaged (%s): it is kept as %s, and the history of rounds begins anew",
-        reason,
-        aside.name,
-    )
+    log.warning("the run's database is damaged (%s): the history of rounds begins anew", reason)
     return None
+
+
+def _is_damage(error: sqlite3.DatabaseError) -> bool:
+    """Whether an error says that the file is not what it should be, and not just that it can't be had now."""
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT)  # `History.check` names none
+    return code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 def _newest_whole(directory: RunDirectory, committed: Mapping[int, str]) -> ModelState:
@@ -172,6 +186,7 @@ def _newest_whole(directory: RunDirectory, committed: Mapping[int, str]) -> Mode
 def _forget_what_came_after(version: int, directory: RunDirectory, history: History) -> None:
     """Bring history and spool back to a version older than the last commit."""
     last = history.last_commit()
+    directory.set_aside(version, last)
     if last is None or last == version:
         return
     log.warning("version %d is the newest that is whole, %d was committed: rounds after it are repeated", version, last)

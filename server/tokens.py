@@ -239,6 +239,7 @@ class LiveTokens:
         self._may_come = may_come
         self._seen: tuple[int, int, int] | None = None
         self._tokens: dict[str, StoredToken] = {}
+        self._last_good: dict[str, StoredToken] = {}
         self._trouble = ""
 
     @property
@@ -260,12 +261,20 @@ class LiveTokens:
             self._trouble = trouble
         return self._tokens
 
+    def last_good(self) -> Mapping[str, StoredToken]:
+        """The records as they were when the file could last be read: for those who are in already.
+
+        Whoever moves the file for a moment, or saves it half, must not throw every client out for good.
+        """
+        self.current()
+        return self._last_good
+
     def _refresh(self) -> None:
         if self._signature(self.path.stat()) != self._seen or self._trouble:
             with self.path.open("rb") as file:
                 # Of the file that is read: the name may stand for another one a moment later.
                 seen = self._signature(os.fstat(file.fileno()))
-                self._tokens = parse_tokens(file.read(), self.path)
+                self._tokens = self._last_good = parse_tokens(file.read(), self.path)
             if self._seen is not None or self._trouble:
                 log.info("read the tokens in %s again: %d records", self.path, len(self._tokens))
             self._seen, self._trouble, self._may_come = seen, "", False

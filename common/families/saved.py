@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,7 +39,8 @@ def write_family(description: Mapping[str, Any], assets: Mapping[str, bytes], fo
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in assets.items():
         (folder / name).write_bytes(content)
-    record = {"description": description, "assets": sorted(assets)}
+    digests = {name: hashlib.sha256(content).hexdigest() for name, content in assets.items()}
+    record = {"description": description, "assets": sorted(assets), "sha256": digests}
     (folder / DESCRIPTION_FILE).write_text(json.dumps(record, indent=1, sort_keys=True), encoding="utf-8")
 
 
@@ -54,9 +56,14 @@ def read_family(folder: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
         names = [str(name) for name in record["assets"]]
         if outside := [name for name in names if name != Path(name).name]:
             raise ConfigError(f"{folder / DESCRIPTION_FILE}: asset names {outside} are no plain file names")
-        return description, {name: (folder / name).read_bytes() for name in names}
+        assets = {name: (folder / name).read_bytes() for name in names}
+        digests = record.get("sha256", {})
+        altered = [name for name in names if hashlib.sha256(assets[name]).hexdigest() != digests.get(name)]
+        if altered:
+            raise ConfigError(f"{folder}: {', '.join(altered)} does not have the SHA-256 that {DESCRIPTION_FILE} names")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{folder} holds no readable model family ({error})") from error
+    return description, assets
 
 
 def load_saved_model(folder: str | Path) -> tuple[Family, MultiTaskModel]:

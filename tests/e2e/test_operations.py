@@ -102,7 +102,7 @@ async def test_a_server_that_resumes_answers_that_it_is_not_ready_yet(programs: 
         None, "--resume", "--set", f"server.port={port}", ready=False, failpoint="start.restoring=sleep:4"
     )
     async with asyncio.timeout(PATIENCE_S), httpx.AsyncClient(base_url=address, trust_env=False) as http:
-        seen = set()
+        seen: set[str] = set()
         while "ready" not in seen:
             try:
                 answer = await http.get("/readyz")

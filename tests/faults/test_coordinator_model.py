@@ -37,9 +37,11 @@ from server.coordination import (
     Quarantine,
     RefuseUpdate,
     Released,
+    Resumed,
     Screen,
     Screened,
     StartTimer,
+    Strike,
     TimerFired,
     Unpaused,
     UpdateArrived,
@@ -91,6 +93,8 @@ class Federation(RuleBasedStateMachine):
         #: What clients were told is safe: (round in which it counts, client).
         self.told: set[tuple[int, str]] = set()
         self.strikes: set[tuple[str, int]] = set()
+        self.present: dict[str, frozenset[str]] = {}
+        self.begun = 0
         self.quarantined: dict[str, tuple[int, int]] = {}
         self.start()
 
@@ -118,7 +122,7 @@ class Federation(RuleBasedStateMachine):
         assert {c for number, c in self.told if number == self.version + 1} <= kept.keys(), "it was said to be safe"
         assert all(number <= self.version + 1 for number, _ in self.told)
         self.acknowledged = {c: self.files[self.version + 1, c] for c in kept}
-        self.decisions.restore(kept, counted)
+        self.decisions.restore(kept, counted, self.present, self.begun)
         self.connected.clear()
         self.timers: set[str] = set()
         self.folding: Aggregate | None = None
@@ -127,6 +131,7 @@ class Federation(RuleBasedStateMachine):
         self.undecided: dict[str, int] = {}
         self.held: set[tuple[int, str]] = set()
         self.over = False
+        self.tell(Resumed())
 
     # --- the driver
 
@@ -138,7 +143,8 @@ class Federation(RuleBasedStateMachine):
     def carry_out(self, command: Command, phase: Phase) -> None:
         assert not self.over
         match command:
-            case BeginRound(round_id, _, trainers):
+            case BeginRound(round_id, _, trainers, _, present):
+                self.present, self.begun = dict(present), round_id
                 assert not self.decisions.pauses
                 assert round_id == self.version + 1
                 assert len(self.connected) >= self.given.min_clients
@@ -158,7 +164,8 @@ class Federation(RuleBasedStateMachine):
                     del self.acknowledged[client_id]
                     self.told.discard((self.version + 1, client_id))
                     self.held.discard((self.version + 1, client_id))
-                    self.strikes.add((client_id, self.version + 1))
+            case Strike(client_id, round_id):
+                self.strikes.add((client_id, round_id))
             case Quarantine(client_id, until_version):
                 self.quarantined[client_id] = (self.version + 1, until_version)
             case Screen(round_id, client_ids):
@@ -287,8 +294,6 @@ class Federation(RuleBasedStateMachine):
     @rule(client_id=clients, code=st.sampled_from(["non_finite", "internal"]))
     def send_rubbish(self, client_id: str, code: str) -> None:
         if self.decisions.admission(client_id, self.version + 1)[0] == "wanted":
-            if code == "non_finite":
-                self.strikes.add((client_id, self.version + 1))
             self.tell(UpdateRefused(client_id, self.version + 1, code, "?"))
 
     @rule(client_id=clients)

@@ -22,7 +22,9 @@ TIMES = {
     **dict.fromkeys(("commit.written", "commit.synced", "commit.renamed"), 1 + ROUNDS),
     **dict.fromkeys(("round.begun", "round.closed"), ROUNDS),
     **dict.fromkeys(("reduce.begun", "reduce.half", "reduce.done"), ROUNDS),
-    **dict.fromkeys(("commit.recorded", "commit.spool_discarded", "commit.pruned", "commit.done"), ROUNDS),
+    **dict.fromkeys(
+        ("commit.recording", "commit.recorded", "commit.spool_discarded", "commit.pruned", "commit.done"), ROUNDS
+    ),
     **dict.fromkeys(("spool.written", "spool.synced", "spool.renamed"), ROUNDS * len(CLIENTS)),
     **dict.fromkeys(("update.spooled", "update.counted", "update.acknowledged"), ROUNDS * len(CLIENTS)),
     **dict.fromkeys(("round.dispatched", "upload.announced"), ROUNDS * len(CLIENTS)),
