@@ -74,6 +74,15 @@ def test_each_service_builds_a_stage_of_the_dockerfile_and_is_confined(name: str
     assert service["cap_drop"] == ["ALL"]
 
 
+@pytest.mark.parametrize("name", CLIENTS)
+def test_each_client_keeps_what_it_has_finished_in_a_volume_of_its_own(name: str) -> None:
+    [folder] = re.findall(r"^ENV FEDMTL_STATE_DIR=(\S+)$", DOCKERFILE, re.MULTILINE)
+    volume = f"{name}-state"
+    assert SERVICES[name]["volumes"] == [f"{volume}:{folder}"]
+    assert volume in COMPOSE["volumes"]
+    assert f"VOLUME {folder}" in DOCKERFILE
+
+
 def test_the_image_copies_what_exists_and_does_not_run_as_root() -> None:
     ignored = (ROOT / ".dockerignore").read_text().splitlines()
     copied = [line.split()[1:-1] for line in DOCKERFILE.splitlines() if re.match(r"COPY (?!--from)", line)]
