@@ -12,6 +12,7 @@ import asyncio
 import json
 import logging
 import os
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -200,7 +201,7 @@ class Federation:
     async def _carry_out(self, command: core.Command) -> None:
         match command:
             case core.BeginRound():
-                self._begin(command)
+                await self._begin(command)
             case core.Dispatch():
                 self._dispatch(command)
             case core.Acknowledge():
@@ -278,8 +279,15 @@ class Federation:
 
     # --- what the coordinator commands
 
-    def _begin(self, command: core.BeginRound) -> None:
+    async def _begin(self, command: core.BeginRound) -> None:
         self.ledger.begun(command)
+        clients = {client_id: sorted(tasks) for client_id, tasks in command.present.items()}
+        present = {"round": command.round_id, "clients": clients}
+        try:
+            # Before anybody is asked, and not behind the last version's commit in the lane.
+            await asyncio.to_thread(self.history.set, "present", present)
+        except sqlite3.Error:
+            self._write(self.history.set, "present", present)
         failpoint("round.begun")
 
     def _dispatch(self, command: core.Dispatch) -> None:

@@ -137,8 +137,6 @@ class Ledger:
             command.round_id, command.attempt, cohort, time.time(), self.traffic.down, self.traffic.up
         )
         log.info("round %d of %d: %s", command.round_id, self._target_rounds, ", ".join(cohort))
-        present = {client_id: sorted(tasks) for client_id, tasks in command.present.items()}
-        self._write(self._history.set, "present", {"round": command.round_id, "clients": present})
         self.feed.publish("round_started", {"round": command.round_id, "cohort": cohort, "attempt": command.attempt})
 
     def withdrawn(self, client_id: str, counts_in: int) -> None:

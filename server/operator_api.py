@@ -22,7 +22,7 @@ class Operable(Protocol):
     """What an operator may do to a run."""
 
     def pause(self, by: str) -> None:
-        """Begin no further round until `unpause`."""
+        """Begin and close no round until `unpause`."""
 
     def unpause(self, by: str) -> None:
         """Go on."""

@@ -126,7 +126,7 @@ def pause(
     client_key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """Pause a running run: the round in flight is finished, and no other begins until `resume`."""
+    """Pause a running run: updates are still taken, but no round begins or closes until `resume`."""
     _carry_out(Target(run_dir, url, token, ca, client_cert, client_key), "POST", "pause", as_json=as_json)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import signal
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -65,6 +67,49 @@ def test_a_damaged_file_is_found_and_the_last_good_state_used(programs: Programs
     assert said in again.log()
     assert len(again.summary()["history"]) == ROUNDS + 1
     assert "Traceback" not in again.log()
+
+
+@pytest.mark.parametrize("point", ["start.database_written", "start.database_made"])
+def test_a_server_killed_while_it_replaces_a_damaged_database_begins_nothing_anew(
+    programs: Programs, right: str, point: str
+) -> None:
+    server = programs.server(config(), failpoint="update.acknowledged=kill@8")
+    clients = start_clients(programs, server)
+    assert server.wait() == -signal.SIGKILL
+    for part in ("", "-wal", "-shm"):
+        rubbish(server.run_dir / f"run.db{part}")
+    port = server.url.rpartition(":")[2]
+    arguments = ("--resume", "--set", f"server.port={port}")
+    second = programs.server(None, *arguments, ready=False, failpoint=f"{point}=kill")
+    assert second.wait() == -signal.SIGKILL
+    again = programs.server(None, *arguments)
+    assert finish(again, clients) == right
+    assert "resuming from version 2" in again.log()
+
+
+def test_a_database_that_is_gone_costs_the_history_alone(programs: Programs, right: str) -> None:
+    server = programs.server(config(), failpoint="update.acknowledged=kill@8")
+    clients = start_clients(programs, server)
+    assert server.wait() == -signal.SIGKILL
+    for path in server.run_dir.glob("run.db*"):
+        path.unlink()
+    again = programs.server(None, "--resume", "--set", f"server.port={server.url.rpartition(':')[2]}")
+    assert finish(again, clients) == right
+    assert "resuming from version 2" in again.log()
+
+
+def test_a_database_that_another_program_holds_is_not_taken_for_damaged(programs: Programs) -> None:
+    """A backup, say. The server waits for it, and when that takes too long says so and changes nothing."""
+    server = programs.server(config(), failpoint="update.acknowledged=kill@8")
+    start_clients(programs, server)
+    assert server.wait() == -signal.SIGKILL
+    with closing(sqlite3.connect(server.run_dir / "run.db")) as other:
+        other.execute("PRAGMA locking_mode=EXCLUSIVE")
+        other.execute("BEGIN EXCLUSIVE")
+        again = programs.server(None, "--resume", "--set", "server.port=0", ready=False)
+        assert again.wait() == 2
+        assert "nothing was changed" in again.log()
+    assert list(server.run_dir.glob("run.db.damaged*")) == []
 
 
 def test_a_run_without_one_whole_version_is_refused(programs: Programs) -> None:

@@ -18,7 +18,7 @@ from tests.e2e.programs import Programs, Server
 from tests.faults.small_run import ROUNDS, config, finish, start_clients, trained
 
 #: Where a write may find no room: in the spool, and on the way of a version to the disk.
-POINTS = ("spool.written", "commit.written", "commit.synced", "commit.recorded", "commit.spool_discarded")
+POINTS = ("spool.written", "commit.written", "commit.synced", "commit.recording", "commit.recorded", "summary.written")
 
 
 async def paused(server: Server) -> dict[str, str]:
@@ -62,6 +62,17 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", folder], check=True)  # noqa: S607
 
 
+def fill(ballast: Path) -> None:
+    """Until not a byte fits."""
+    with ballast.open("wb", buffering=0) as file:
+        for size in (1 << 16, 1 << 12, 1):
+            try:
+                while file.write(bytes(size)):
+                    pass
+            except OSError:
+                continue
+
+
 async def test_a_real_disk_that_fills_up_and_is_freed(programs: Programs, right: str, small_disk: Path) -> None:
     server = programs.server(config(), run_dir=small_disk / "run")
     feed = events(server.url)
@@ -69,13 +80,7 @@ async def test_a_real_disk_that_fills_up_and_is_freed(programs: Programs, right:
     clients = start_clients(programs, server)
     await until(feed, "evaluated", version=0)
     ballast = small_disk / "ballast"
-    with ballast.open("wb", buffering=0) as file:  # until not a byte fits
-        for size in (1 << 16, 1 << 12, 1):
-            try:
-                while file.write(bytes(size)):
-                    pass
-            except OSError:
-                continue
+    fill(ballast)
     reasons = await paused(server)
     assert "free some room" in reasons["storage"]
     async with httpx.AsyncClient(base_url=server.url, trust_env=False) as http:
@@ -84,6 +89,34 @@ async def test_a_real_disk_that_fills_up_and_is_freed(programs: Programs, right:
     assert await asyncio.to_thread(finish, server, clients) == right
     assert "the run goes on" in server.log()
     assert "Traceback" not in server.log()
+
+
+async def test_a_server_that_starts_on_a_full_disk_loses_nothing(
+    programs: Programs, right: str, small_disk: Path
+) -> None:
+    """It says so and ends; with room it goes on from where the run was."""
+    first = programs.server(config(), run_dir=small_disk / "run")
+    feed = events(first.url)
+    await until(feed, "status")
+    clients = start_clients(programs, first)
+    await until(feed, "evaluated", version=1)
+    first.signal(signal.SIGTERM)
+    assert await asyncio.to_thread(first.wait, 15.0) == 0
+    ballast = small_disk / "ballast"
+    fill(ballast)
+    port = first.url.rpartition(":")[2]
+    arguments = ("--resume", "--set", f"server.port={port}")
+    early = programs.server(None, *arguments, run_dir=small_disk / "run", ready=False)
+    if not early.came_up():
+        assert await asyncio.to_thread(early.wait) == 2
+        assert "Traceback" not in early.log()
+        ballast.unlink()
+        early = programs.server(None, *arguments, run_dir=small_disk / "run")
+    else:
+        ballast.unlink()
+    assert await asyncio.to_thread(finish, early, clients) == right
+    assert "resuming from version" in early.log()
+    assert list((small_disk / "run").glob("run.db.damaged*")) == []
 
 
 async def test_a_server_stopped_while_its_disk_is_full_goes_on_later(

@@ -50,6 +50,26 @@ def test_a_server_killed_anywhere_ends_with_the_undisturbed_model(programs: Prog
     assert [trained(client) for client in clients] == [list(range(1, ROUNDS + 1))] * len(clients), "work was done twice"
 
 
+@pytest.mark.parametrize("point", ["round.dispatched", "update.acknowledged", "commit.recorded", "commit.done"])
+def test_a_round_waits_for_those_it_began_with_whoever_is_back_first(
+    programs: Programs, right: str, point: str
+) -> None:
+    """With the default that one client is enough for a round, and one client that is slow to come back."""
+    relaxed = config(federation={"min_clients": 1, "round_deadline_s": None})
+    relaxed["federation"]["min_clients"] = len(CLIENTS)
+    first = programs.server(relaxed, failpoint=f"{point}=kill@3")
+    port = first.url.rpartition(":")[2]
+    clients = start_clients(programs, first)
+    assert first.wait() == -signal.SIGKILL
+    clients[0].signal(signal.SIGSTOP)
+    one_is_enough = ("--set", "federation.min_clients=1")
+    again = programs.server(None, "--resume", "--set", f"server.port={port}", *one_is_enough)
+    while again.log().count(" joined with ") < len(CLIENTS) - 1:
+        assert again.running, again.log()
+    clients[0].signal(signal.SIGCONT)
+    assert finish(again, clients) == right
+
+
 def restart(programs: Programs, port: str) -> Server:
     """Go on with the run, or begin it again when the server died before it had written down what to go on with."""
     begun = (programs.folder / "run" / "config.yaml").exists()

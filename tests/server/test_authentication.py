@@ -135,7 +135,7 @@ def test_an_expired_or_revoked_token_is_refused_and_ends_what_it_admitted(store:
     assert "was revoked" in refusal(gate, long, "alice")[1]
 
 
-def test_a_file_that_breaks_ends_everything_and_never_opens_up(store: TokenStore) -> None:
+def test_a_file_that_breaks_lets_nobody_in_and_throws_nobody_out(store: TokenStore) -> None:
     token, _ = store.add("client", "alice", ["sst2"])
     boss, _ = store.add("operator", "boss")
     for mutual in (False, True):
@@ -144,7 +144,7 @@ def test_a_file_that_breaks_ends_everything_and_never_opens_up(store: TokenStore
         good = store.path.read_bytes()
         for spoil in (lambda: store.path.write_bytes(b"{"), store.path.unlink):
             spoil()
-            assert not gate.still_valid(credentials)
+            assert gate.still_valid(credentials), "who is in stays: it may be back in a second"
             assert refusal(gate, token, "alice", peer=peer)[0] == "authentication"
             assert refusal(gate, None, "alice", peer=peer)[0] == "authentication"
             with pytest.raises(OperatorRefused):

@@ -31,6 +31,7 @@ from server.coordination import (
     Left,
     Note,
     RefuseUpdate,
+    Resumed,
     StartTimer,
     StopRequested,
     TimerFired,
@@ -176,8 +177,58 @@ def test_a_client_that_comes_back_within_the_grace_gets_its_work_again() -> None
     back = run.join("x")
     assert back == [CancelTimer("grace:x"), Dispatch("x", 1, 0, train=True, evaluate=False)]
     run.update("x", 1)
-    assert run.tell(Left("x")) == [], "nothing is expected of it any more"
+    # Nothing is expected of it in this round any more, but the next one would count on it.
+    assert run.tell(Left("x")) == [StartTimer("grace:x", 5.0)]
     assert dispatched(run.join("x")) == []
+
+
+def test_a_round_counts_on_a_client_that_is_away_for_a_moment() -> None:
+    """Its connection broke between two rounds: who is in the cohort does not depend on how fast it is back."""
+    run = Run(rules(min_clients=2, grace_s=5.0))
+    run.join("x", "y", "z")
+    run.update("x", 1)
+    run.update("y", 1)
+    run.update("z", 1)
+    run.tell(Left("z"))
+    begun = run.tell(Aggregated(1))
+    assert only(begun, BeginRound)[0].trainers == {"x", "y", "z"}
+    assert dispatched(begun) == ["x", "y"]
+    assert only(run.update("x", 2) + run.update("y", 2), Aggregate) == []
+    assert dispatched(run.join("z")) == ["z"]
+    assert only(run.update("z", 2), Aggregate)
+
+
+def test_a_client_that_stays_away_is_not_waited_for_again() -> None:
+    run = Run(rules(min_clients=2, grace_s=5.0, target_rounds=3))
+    run.join("x", "y", "z")
+    run.update("x", 1)
+    run.update("y", 1)
+    run.update("z", 1)
+    run.tell(Left("z"), Aggregated(1))
+    run.update("x", 2)
+    run.update("y", 2)
+    assert only(run.timer("grace:z"), Aggregate) == [Aggregate(2, {"x": TEN, "y": TEN})]
+    assert only(run.tell(Aggregated(2)), BeginRound)[0].trainers == {"x", "y"}
+
+
+def test_a_restarted_server_counts_on_the_clients_of_before_and_on_nobody_who_came_since() -> None:
+    run = Run(rules(min_clients=1, grace_s=5.0), version=1)
+    run.decisions.restore({}, {}, {"x": frozenset("a"), "y": frozenset("a")}, begun=2)
+    assert run.decisions.away == {"x", "y"}
+    assert run.tell(Resumed()) == [StartTimer("grace:x", 5.0), StartTimer("grace:y", 5.0)]
+    assert only(run.join("new"), BeginRound)[0].trainers == {"x", "y"}
+    assert dispatched(run.join("y")) == ["y"]
+    assert dispatched(run.join("x")) == ["x"]
+    run.update("x", 2)
+    assert only(run.update("y", 2), Aggregate) == [Aggregate(2, {"x": TEN, "y": TEN})]
+
+
+def test_a_restarted_server_goes_on_with_others_when_nobody_of_before_comes_back() -> None:
+    run = Run(rules(min_clients=1, grace_s=5.0), version=1)
+    run.decisions.restore({}, {}, {"x": frozenset("a")}, begun=2)
+    run.tell(Resumed())
+    run.timer("grace:x")
+    assert only(run.join("new"), BeginRound)[0].trainers == {"new"}
 
 
 def test_a_client_whose_grace_runs_out_loses_its_seat() -> None:

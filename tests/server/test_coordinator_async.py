@@ -21,6 +21,7 @@ from server.coordination import (
     Paused,
     RefuseUpdate,
     StartTimer,
+    Strike,
     TimerFired,
     Unpaused,
     UpdateDeclined,
@@ -266,7 +267,7 @@ def test_a_straggler_that_cannot_do_its_old_work_gives_up_its_seat_and_is_asked_
 def test_a_refused_old_update_of_a_client_with_new_work_takes_nothing_from_it() -> None:
     run = one_late()
     run.join("x")
-    assert run.rubbish("x", 1) == []
+    assert run.rubbish("x", 1) == [Strike("x", 2)]
     assert run.admits("x", 2) == ("wanted", "")
 
 

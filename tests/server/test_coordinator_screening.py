@@ -19,6 +19,7 @@ from server.coordination import (
     Released,
     Screen,
     Screened,
+    Strike,
     Unpaused,
     UpdateDeclined,
     UpdateRefused,
@@ -65,6 +66,7 @@ def test_an_outlier_is_withdrawn_by_name_and_the_others_count() -> None:
     run.updates("xyz", 1)
     assert run.tell(screened(y=HUGE)) == [
         RefuseUpdate("y", 1, "norm_outlier", HUGE),
+        Strike("y", 1),
         Aggregate(1, {"x": TEN, "z": TEN}),
     ]
     assert run.admits("y", 1) == ("refused", "stale_round"), "nothing of it counts, so it is no duplicate"

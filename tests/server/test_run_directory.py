@@ -90,8 +90,45 @@ def test_the_first_and_the_newest_versions_are_kept(directory: RunDirectory, kee
     for version in range(6):
         directory.commit(state(version=version))
         assert directory.versions()[-1] == version
-        directory.prune(keep)
+        directory.prune(keep, version)
     assert directory.versions() == left
+
+
+def test_versions_newer_than_the_committed_one_take_no_place(directory: RunDirectory) -> None:
+    for version in (0, 1, 2, 7, 8, 9):
+        directory.commit(state(version=version))
+    directory.prune(1, 2)
+    assert directory.versions() == [0, 2, 7, 8, 9]
+
+
+def test_what_is_made_again_is_out_of_the_way(directory: RunDirectory) -> None:
+    for version in range(5):
+        directory.commit(state(version=version))
+    directory.set_aside(2, committed=3)
+    assert directory.versions() == [0, 1, 2]
+    # The third was committed, so its file is damaged; the fourth never was.
+    assert [path.name for path in directory.models.glob("*.damaged")] == ["round-00003.safetensors.damaged"]
+
+
+@pytest.mark.parametrize("name", ["round-00001 (copy).safetensors", "round-1.safetensors", "notes.safetensors"])
+def test_other_files_among_the_versions_are_left_alone(directory: RunDirectory, name: str) -> None:
+    (directory.models / name).write_bytes(b"?")
+    directory.commit(state(version=0))
+    directory.prune(1, 0)
+    assert directory.versions() == [0]
+    assert (directory.models / name).exists()
+
+
+def test_a_run_whose_database_is_gone_is_still_a_run(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path)
+    directory.write_config({"run": {}})
+    directory.commit(state(version=3))
+    directory.close()
+    with pytest.raises(ConfigError, match="--resume"):
+        RunDirectory(tmp_path)
+    again = RunDirectory(tmp_path, resume=True)
+    assert again.holds_run
+    again.close()
 
 
 def test_a_crash_while_writing_leaves_the_last_version(directory: RunDirectory) -> None:
