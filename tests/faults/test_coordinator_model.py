@@ -6,7 +6,10 @@ the next coordinator is restored from the disk as `server.federation` does it. W
 * an update is part of at most one committed version;
 * what was acknowledged is in the version of the round it counts in, unless it was refused as an outlier afterwards;
 * a version is made only with a quorum, and versions grow by one;
-* nobody is asked who is away or in quarantine, and no round begins or closes during a pause.
+* what counted is known when it comes again, also by the next process;
+* while a round closes, its folder in the spool holds what was acknowledged and nothing else;
+* nobody is asked who is away, in quarantine or still at older work, and no round begins or closes during a pause;
+* an open round has its deadline, and in synchronous rounds it wants the work of whoever was asked and is there.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from server.coordination import (
     BeginRound,
     CancelTimer,
     Command,
+    Dismiss,
     Dispatch,
     EvaluationArrived,
     Event,
@@ -49,7 +53,7 @@ from server.coordination import (
     UpdateDelayed,
     UpdateRefused,
 )
-from server.coordinator import Coordinator, Phase
+from server.coordinator import DEADLINE, Coordinator, Phase
 from server.round import Quorum
 from server.rules import Kept, Rules
 
@@ -64,7 +68,7 @@ class Federation(RuleBasedStateMachine):
     @initialize(
         rules=st.builds(
             Rules,
-            target_rounds=st.integers(2, 6),
+            target_rounds=st.integers(3, 9),
             tasks=st.just(frozenset("abc")),
             min_clients=st.integers(1, 3),
             min_clients_per_task=st.integers(0, 1),
@@ -96,6 +100,10 @@ class Federation(RuleBasedStateMachine):
         self.present: dict[str, frozenset[str]] = {}
         self.begun = 0
         self.quarantined: dict[str, tuple[int, int]] = {}
+        #: The round that each client was asked to train for and has not answered; it outlives the server.
+        self.work: dict[str, int] = {}
+        #: Clients of which an update was withdrawn.
+        self.outliers: set[str] = set()
         self.start()
 
     def sample(self, eligible: frozenset[str], round_id: int) -> Cohort:
@@ -130,15 +138,23 @@ class Federation(RuleBasedStateMachine):
         self.cohort: frozenset[str] = frozenset()
         self.undecided: dict[str, int] = {}
         self.held: set[tuple[int, str]] = set()
+        #: Clients that have joined since they were asked: they may have lost what they had.
+        self.anew: set[str] = set()
+        #: Clients that this process has asked to train.
+        self.asked_here: set[str] = set()
+        #: Seated clients whose update could not be stored.
+        self.delayed: set[str] = set()
         self.over = False
         self.tell(Resumed())
 
     # --- the driver
 
-    def tell(self, event: Event) -> None:
+    def tell(self, event: Event) -> list[Command]:
         phase = self.decisions.phase
-        for command in self.decisions.handle(event):
+        commands = self.decisions.handle(event)
+        for command in commands:
             self.carry_out(command, phase)
+        return commands
 
     def carry_out(self, command: Command, phase: Phase) -> None:
         assert not self.over
@@ -155,15 +171,32 @@ class Federation(RuleBasedStateMachine):
                 assert (round_id, version) == (self.version + 1, self.version)
                 assert not self.decisions.quarantine.holds(client_id, self.version)
                 assert not train or self.acknowledged.get(client_id) != round_id
+                self.delayed.discard(client_id)
+                if train:
+                    older = self.work.get(client_id, round_id)
+                    assert older == round_id or client_id in self.anew, "it is still at work"
+                    self.work[client_id] = round_id
+                    self.anew.discard(client_id)
+                    self.asked_here.add(client_id)
+            case Dismiss(client_ids, round_id):
+                for client_id in client_ids:
+                    if self.work.get(client_id) == round_id:
+                        del self.work[client_id]
             case Acknowledge(client_id, round_id, duplicate, counts_in):
                 self.acknowledge(client_id, round_id, counts_in, duplicate=duplicate)
             case RefuseUpdate(client_id, round_id, code):
-                assert self.undecided.pop(client_id, round_id) == round_id
+                if client_id in self.undecided:
+                    assert self.undecided.pop(client_id) == round_id
+                    # Its file is dropped.
+                    self.files = {key: n for key, n in self.files.items() if key[1] != client_id or n != round_id}
+                if self.work.get(client_id) == round_id:
+                    del self.work[client_id]
                 if code == "norm_outlier":
                     del self.files[self.version + 1, client_id]
                     del self.acknowledged[client_id]
                     self.told.discard((self.version + 1, client_id))
                     self.held.discard((self.version + 1, client_id))
+                    self.outliers.add(client_id)
             case Strike(client_id, round_id):
                 self.strikes.add((client_id, round_id))
             case Quarantine(client_id, until_version):
@@ -199,6 +232,8 @@ class Federation(RuleBasedStateMachine):
             self.files[counts_in, client_id] = round_id
             self.acknowledged[client_id] = round_id
             self.held.add((counts_in, client_id))
+            self.work.pop(client_id, None)  # one update at a time: whatever it was asked for, it is free now
+            self.delayed.discard(client_id)
             self.tell_clients()
 
     def tell_clients(self) -> None:
@@ -235,13 +270,10 @@ class Federation(RuleBasedStateMachine):
     def answer(self, order: list[str], number: int) -> None:
         """Clients do what they were asked for."""
         for client_id in order[:number]:
-            current = self.decisions.round
-            if current is None or client_id not in self.connected:
-                continue
-            self.tell(EvaluationArrived(client_id, current.version))
-            for trained in (current.round_id, *range(max(1, current.round_id - 3), current.round_id)):
-                if current.expects_update(client_id) or current.expects_late_update(client_id):
-                    self.arrive(client_id, trained)
+            if client_id in self.connected:
+                self.tell(EvaluationArrived(client_id, self.version))
+                if client_id in self.work:
+                    self.arrive(client_id, self.work[client_id])
 
     @rule(order=st.permutations(sorted(TASK_OF)), number=st.integers(1, 5))
     def go_on_well(self, order: list[str], number: int) -> None:
@@ -255,16 +287,32 @@ class Federation(RuleBasedStateMachine):
         if self.folding is not None:
             self.aggregated(sound=True)
 
+    @rule(order=st.permutations(sorted(TASK_OF)), late=st.integers(0, 2))
+    def a_whole_round(self, order: list[str], late: int) -> None:
+        """A version is made, by all but a few."""
+        if self.decisions.pauses:
+            self.unpause()
+        self.go_on_well(order, len(order) - late)
+        self.answer(order, len(order) - late)
+        for name in sorted(self.timers):
+            if name.startswith(DEADLINE) and self.decisions.phase is Phase.TRAINING and late:
+                self.fire(name)
+                break
+        self.go_on_well(order, 0)
+
     @rule(client_id=clients, again=st.booleans())
     def join(self, client_id: str, again: bool) -> None:
         if client_id not in self.connected or again:  # a second time: it has taken the place of the first
             self.connected.add(client_id)
+            self.anew.add(client_id)
             self.tell(Joined(client_id, TASK_OF[client_id]))
 
     @rule(client_id=clients, for_good=st.booleans())
     def leave(self, client_id: str, for_good: bool) -> None:
         if client_id in self.connected:
             self.connected.discard(client_id)
+            if for_good or not self.given.grace_s:
+                self.work.pop(client_id, None)
             self.tell(Left(client_id, for_good))
 
     @rule(client_id=clients, shift=st.sampled_from([0, 0, 0, 1, -1, -1, -2, -4]))
@@ -276,6 +324,8 @@ class Federation(RuleBasedStateMachine):
 
     def arrive(self, client_id: str, trained: int) -> None:
         """It is received if the coordinator wants it; the driver has one update of a client on its desk at a time."""
+        if client_id in self.outliers and (client_id, trained) in self.committed():
+            return
         if client_id not in self.undecided and self.decisions.admission(client_id, trained)[0] == "wanted":
             self.undecided[client_id] = trained
             self.files[self.decisions.spool_round, client_id] = trained
@@ -283,23 +333,33 @@ class Federation(RuleBasedStateMachine):
 
     @rule(client_id=clients)
     def repeat(self, client_id: str) -> None:
-        """The acknowledgement was lost: the client sends the same again."""
-        if client_id in self.acknowledged and client_id in self.connected:
-            self.tell(UpdateArrived(client_id, self.acknowledged[client_id], {"a": 0}))
+        """The acknowledgement of the newest that counts was lost: the client sends the same again."""
+        trained = max([n for c, n in [*self.committed(), *self.acknowledged.items()] if c == client_id], default=0)
+        if trained and client_id in self.connected and client_id not in {*self.undecided, *self.outliers}:
+            answers = self.tell(UpdateArrived(client_id, trained, {"a": 0}))
+            assert self.over or answers == [Acknowledge(client_id, trained, True, counts_in=self.version + 1)]
 
     @rule(client_id=clients, shift=st.sampled_from([0, 0, -1]))
     def decline(self, client_id: str, shift: int) -> None:
+        if self.work.get(client_id) == self.version + 1 + shift:
+            del self.work[client_id]
         self.tell(UpdateDeclined(client_id, self.version + 1 + shift, "no memory"))
 
     @rule(client_id=clients, code=st.sampled_from(["non_finite", "internal"]))
     def send_rubbish(self, client_id: str, code: str) -> None:
         if self.decisions.admission(client_id, self.version + 1)[0] == "wanted":
+            if self.work.get(client_id) == self.version + 1:
+                del self.work[client_id]
             self.tell(UpdateRefused(client_id, self.version + 1, code, "?"))
 
-    @rule(client_id=clients)
-    def not_stored(self, client_id: str) -> None:
+    @rule(client_id=clients, luck=st.integers(0, 3))
+    def not_stored(self, client_id: str, luck: int) -> None:
+        current = self.decisions.round
+        if luck or current is None or client_id not in current.seated or client_id not in self.connected:
+            return
         self.tell(Paused("storage", "full"))
-        self.tell(UpdateDelayed(client_id, self.version + 1))
+        self.delayed.add(client_id)
+        self.tell(UpdateDelayed(client_id, self.work.get(client_id, self.version + 1)))
 
     @rule(client_id=clients, shift=st.sampled_from([0, 0, -1]))
     def evaluate(self, client_id: str, shift: int) -> None:
@@ -308,11 +368,16 @@ class Federation(RuleBasedStateMachine):
     @precondition(lambda self: bool(self.timers))
     @rule(data=st.data())
     def time_passes(self, data: Any) -> None:  # noqa: ANN401  # hypothesis' own
-        name = data.draw(st.sampled_from(sorted(self.timers)))
+        self.fire(data.draw(st.sampled_from(sorted(self.timers))))
+
+    def fire(self, name: str) -> None:
         self.timers.discard(name)
+        client_id = name.removeprefix("grace:")
+        if client_id != name and client_id not in self.connected:
+            self.work.pop(client_id, None)
         self.tell(TimerFired(name))
 
-    @rule(kind=st.sampled_from(["operator", "storage"]), luck=st.integers(0, 2))
+    @rule(kind=st.sampled_from(["operator", "storage"]), luck=st.integers(0, 4))
     def pause(self, kind: PauseKind, luck: int) -> None:
         if not luck:
             self.tell(Paused(kind, "why"))
@@ -382,8 +447,38 @@ class Federation(RuleBasedStateMachine):
             assert self.decisions.round is not None
             assert self.decisions.pauses or not self.decisions.round.complete
 
+    @invariant()
+    def an_open_round_has_its_deadline(self) -> None:
+        if self.decisions.phase in (Phase.TRAINING, Phase.EVALUATING) and not self.decisions.pauses:
+            assert any(name.startswith(DEADLINE) for name in self.timers) == (self.given.deadline_s is not None)
+
+    @invariant()
+    def what_is_folded_is_what_lies_in_its_folder(self) -> None:
+        if self.screening is not None or self.folding is not None:
+            assert {c for number, c in self.files if number == self.version + 1} == self.acknowledged.keys()
+
+    @invariant()
+    def what_was_not_stored_is_asked_for_when_there_is_room(self) -> None:
+        current = self.decisions.round
+        if self.decisions.phase is Phase.TRAINING and current is not None and not self.decisions.pauses:
+            assert not self.delayed & current.seated & self.connected
+
+    @invariant()
+    def work_of_the_open_round_is_wanted(self) -> None:
+        current = self.decisions.round
+        if self.decisions.phase is Phase.TRAINING and current is not None and self.given.max_staleness is None:
+            for client_id, number in self.work.items():
+                if client_id in self.connected & self.asked_here and number == current.round_id:
+                    assert self.decisions.admission(client_id, number)[0] in ("wanted", "duplicate")
+
+    @invariant()
+    def nobody_is_waited_for_who_is_in_quarantine(self) -> None:
+        current = self.decisions.round
+        if self.decisions.phase is Phase.TRAINING and current is not None and self.given.max_staleness is None:
+            assert not any(self.decisions.quarantine.holds(c, self.version) for c in current.training)
+
 
 Federation.TestCase.settings = settings(
-    max_examples=150, stateful_step_count=60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much]
+    max_examples=600, stateful_step_count=50, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much]
 )
 TestFederation = Federation.TestCase
