@@ -229,7 +229,8 @@ class FederationConfig(StrictModel):
     quorum_per_task: int = Field(default=0, ge=0)
     """Updates that a round needs from every task that was asked."""
     rejoin_grace_s: float = Field(default=15.0, ge=0)
-    """Seconds that a round keeps the seat of a client whose connection broke."""
+    """Seconds that the seat of a client whose connection broke is kept, in the round that is open and in the next ones:
+    a round waits for it so long. After a restart of the server the same holds for everybody who took part before."""
     rejoin_timeout_s: float | None = Field(default=600.0, gt=0)
     """Seconds without enough clients, once the run has begun, after which the run ends as failed."""
     max_attempts: int = Field(default=3, ge=1)
