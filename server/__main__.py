@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -11,9 +13,11 @@ import typer
 
 from common.config_file import apply_overrides, read_yaml
 from common.console import LogFormat, set_up_logging
+from common.errors import EXIT_OK
 from server import operator_command, tokens_command
 from server.command_end import errors_as_exit_code
 
+log = logging.getLogger("fedmtl.server")
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__, no_args_is_help=True)
 app.add_typer(tokens_command.app, name="tokens")
 operator_command.add_to(app)
@@ -66,7 +70,13 @@ def run(
             raise typer.BadParameter("give --config FILE (or --resume --run-dir DIR)")
         files = {"cert": tls_cert, "key": tls_key, "client_ca": tls_client_ca}
         loaded = loaded.with_options(tls=files, allow_anonymous=allow_anonymous)
-        code = serve(loaded, run_dir, resume=resume)
+        try:
+            # Until the run is up, SIGTERM is as Ctrl-C: nothing has to be ended in order yet.
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
+            code = serve(loaded, run_dir, resume=resume)
+        except KeyboardInterrupt:
+            log.info("stopped before the run was up")
+            code = EXIT_OK
     raise typer.Exit(code)
 
 

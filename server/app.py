@@ -114,7 +114,7 @@ def status_of(federation: Federation) -> dict[str, Any]:
     return {
         "run_id": federation.run_id,
         "state": federation.state,
-        "paused_for": dict(federation.decisions.pauses),
+        "paused_for": federation.paused_for,
         "phase": federation.decisions.phase.value,
         "round": federation.ledger.open_round.round_id if federation.ledger.open_round else 0,
         "rounds_completed": federation.model.version,

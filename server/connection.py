@@ -266,13 +266,17 @@ class Connection:
     async def _watch(self) -> None:
         loop = asyncio.get_running_loop()
         # While a frame of its is being written to disk, or waits for others' frames to be, nothing is read, so silence
-        # proves nothing.
+        # proves nothing; nor does it after this process was suspended, before what came meanwhile is read.
+        given_up_at = float("-inf")
         while True:
             if self._visit.waits_for_room:
                 self._heard = loop.time()
             left = self._heard + self._limits.silence_s - loop.time()
             if left <= 0 and not self._occupied:
-                break
+                if given_up_at == self._heard:
+                    break
+                given_up_at = self._heard
+                left = self._limits.silence_s / 8
             await asyncio.sleep(left if left > 0 else self._limits.heartbeat_s)
         log.warning("%s has been silent for %.1f s: it counts as dead", self.client_id, self._limits.silence_s)
 

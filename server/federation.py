@@ -124,6 +124,12 @@ class Federation:
         return "paused" if self.decisions.pauses else "running"
 
     @property
+    def paused_for(self) -> dict[str, str]:
+        """Why the run stands still, also before it has begun to."""
+        lacking = {"storage": self._lane.trouble} if self._lane.trouble else {}
+        return lacking | dict(self.decisions.pauses)
+
+    @property
     def over(self) -> bool:
         """Whether the run has ended in this process."""
         return self._outcome is not None

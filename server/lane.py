@@ -61,6 +61,8 @@ class Lane:
         self._roomy = roomy
         self._room = asyncio.Event()
         self._room.set()
+        #: What is wrong with the disk; empty when nothing is.
+        self.trouble = ""
         self._wanted = 0
         self._watch: asyncio.Task[None] | None = None
         self._closing = False
@@ -101,6 +103,7 @@ class Lane:
         self._wanted = max(self._wanted, wanted)
         if self._room.is_set() and not self._closing:
             self._room.clear()
+            self.trouble = reason
             self._full(reason)
             self._watch = asyncio.get_running_loop().create_task(self._await_room())
 
@@ -111,6 +114,7 @@ class Lane:
         while not await loop.run_in_executor(None, has_room, self._folder, self._wanted + SPARE_BYTES):  # noqa: ASYNC110
             await asyncio.sleep(PROBE_S)  # a disk tells nobody when there is room
         self._wanted = 0
+        self.trouble = ""
         self._room.set()
         self._roomy()
 

@@ -139,6 +139,17 @@ async def test_sigterm_in_the_middle_of_training_stops_soon_and_loses_nothing(pr
     assert "round 1 goes on with the updates of qqp_client" in again.log()
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_a_signal_before_the_server_is_up_ends_it_well(programs: Programs, number: signal.Signals) -> None:
+    server = programs.server(small(["sst2"]), ready=False, failpoint="start.database_made=sleep:30")
+    while not (programs.folder / "run" / "run.db").exists():
+        assert server.running, server.log()
+    server.signal(number)
+    assert server.wait() == 0
+    assert "stopped before the run was up" in server.log()
+    assert programs.server(None, "--resume", "--set", "server.port=0").running
+
+
 async def test_a_second_client_of_one_name_takes_over_where_that_is_wanted(programs: Programs) -> None:
     config = small(["sst2", "qqp"], server={"duplicate_client": "take_over"}, federation={"min_clients": 2})
     server = programs.server(config)
