@@ -110,8 +110,12 @@ class Coordinator:
         self._deadline = DEADLINE
         #: Updates that count in the coming round already.
         self._kept: dict[str, Kept] = {}
-        #: The newest round of which each client's update was taken.
+        #: The newest round of which each client's update was taken, and what that was before the coming version's.
         self._counted: dict[str, int] = {}
+        self._counted_before: dict[str, int] = {}
+        #: The newest round that each client was asked to train, by this process.
+        self._asked: dict[str, int] = {}
+        self._has_begun = False
         #: Clients at work on an older round, with that round and their tasks; asynchronous rounds only.
         self._busy: dict[str, tuple[int, frozenset[str]]] = {}
         #: Clients whose connection broke, for as long as their seats are kept: rounds count on them meanwhile, so that
@@ -140,7 +144,9 @@ class Coordinator:
             begun: that round.
         """
         self._kept = dict(sorted(kept.items()))
-        self._counted = dict(counted)
+        trained = {client_id: self.version + 1 - update.staleness for client_id, update in kept.items()}
+        self._counted_before = {c: number for c, number in counted.items() if number != trained.get(c)}
+        self._counted = {**counted, **trained}
         self._away = dict(sorted((present or {}).items()))
         self._begun_before = (begun, frozenset(self._away))
 
@@ -170,8 +176,12 @@ class Coordinator:
             case UpdateDeclined(client_id, round_id, reason):
                 return self._go_without(client_id, round_id, reason)
             case UpdateRefused(client_id, round_id, code, reason):
-                struck = self._strike(client_id, code, reason)
-                return struck + self._go_without(client_id, round_id, f"its update was refused: {code}: {reason}")
+                commands = self._strike(client_id, code, reason)
+                commands += self._go_without(client_id, round_id, f"its update was refused: {code}: {reason}")
+                if self.round is not None and self.quarantine.holds(client_id, self.version):
+                    # Bad was an update of an older round; it may have a seat in this one.
+                    commands += self._go_without(client_id, self.round.round_id, "it is in quarantine")
+                return commands
             case UpdateDelayed(client_id, round_id):
                 return self._delay(client_id, round_id)
             case EvaluationArrived(client_id, version):
@@ -206,11 +216,13 @@ class Coordinator:
             until = self.quarantine.until(client_id)
             return ("refused", "quarantined", f"too many bad updates: {client_id} is not asked before version {until}")
         if current is not None and round_id == current.round_id and self.phase is Phase.TRAINING:
-            if current.expects_update(client_id):
+            # Late in its own round: it was left at work when an attempt missed its quorum.
+            if current.expects_update(client_id) or current.expects_late_update(client_id):
                 return ("wanted", "", "")
             return ("refused", "not_asked", f"round {round_id} does not expect an update of {client_id}")
         newest = self.version if current is None else current.round_id
-        if round_id > newest:
+        at_work = self._busy.get(client_id, (0, frozenset[str]()))[0]
+        if round_id > newest and round_id != at_work:
             return ("refused", "future_round", f"round {round_id} has not begun")
         if self._takes_late(client_id, round_id):
             return ("wanted", "", "")
@@ -239,7 +251,10 @@ class Coordinator:
             assert self.round is not None
             # One that came back was given new work, as nobody could know that it had finished the old.
             return self.round.expects_late_update(client_id) or self.round.expects_update(client_id)
-        return client_id not in self._kept and all(update.client_id != client_id for update in self._deferred)
+        begun, then = self._begun_before
+        asked = self._asked.get(client_id) == round_id or (client_id in then and round_id <= begun)
+        waits = client_id in self._kept or any(update.client_id == client_id for update in self._deferred)
+        return asked and not waits
 
     def _update(self, client_id: str, round_id: int, examples: Examples) -> list[Command]:
         verdict, code, reason = self.admission(client_id, round_id)
@@ -253,9 +268,10 @@ class Coordinator:
                 self._deferred.append(UpdateArrived(client_id, round_id, examples))
                 return []
             case "wanted":
+                self._counted_before[client_id] = self._counted.get(client_id, 0)
                 self._counted[client_id] = round_id
                 self._delayed.discard(client_id)
-                _, tasks = self._busy.pop(client_id, (0, self._connected.get(client_id, frozenset())))
+                _, tasks = self._busy.pop(client_id, (0, self._connected.get(client_id, frozenset(examples))))
                 commands: list[Command] = [Acknowledge(client_id, round_id, duplicate=False, counts_in=counts_in)]
                 if self.phase is not Phase.TRAINING:
                     self._kept[client_id] = Kept(tasks, examples, counts_in - round_id)
@@ -287,7 +303,9 @@ class Coordinator:
         ]
 
     def _delay(self, client_id: str, round_id: int) -> list[Command]:
-        if self.round is None or round_id > self.round.round_id or client_id not in self.round.seated:
+        if self.round is None or round_id > self.round.round_id:
+            return []
+        if client_id not in self.round.seated and client_id not in self._busy:
             return []
         self._delayed.add(client_id)
         # The room may have come back before this event was handled.
@@ -295,13 +313,16 @@ class Coordinator:
 
     def _ask_delayed(self) -> list[Command]:
         """Ask for the updates that could not be stored; a client that still has its update sends it at once."""
+        if self.round is None or self.phase not in _OPEN:
+            return []  # with the next round they get new work
         asked, self._delayed = self._delayed, set()
-        if self.round is None:
-            return []
-        return [
-            self._dispatch(self.round, client_id)
-            for client_id in sorted(asked & self.round.seated & self._connected.keys())
-        ]
+        commands: list[Command] = []
+        for client_id in sorted(asked & self.round.seated & self._connected.keys()):
+            if self.round.expects_late_update(client_id):
+                self._busy.pop(client_id, None)
+                self.round.begin_anew(client_id, self._connected[client_id])
+            commands.append(self._dispatch(self.round, client_id))
+        return commands
 
     # --- bad clients
 
@@ -324,6 +345,7 @@ class Coordinator:
 
     def _joined(self, client_id: str, tasks: frozenset[str]) -> list[Command]:
         self._connected[client_id] = tasks
+        self._delayed.discard(client_id)
         commands: list[Command] = []
         if self._away.pop(client_id, None) is not None:
             commands.append(CancelTimer(_grace(client_id)))
@@ -331,6 +353,9 @@ class Coordinator:
             return commands + self._begin_if_enough()
         if self.round is None:
             return commands
+        if self.phase in _CLOSING:
+            # It may have lost its work: it gets new work with the next round.
+            self._busy.pop(client_id, None)
         if self.round.expects_late_update(client_id):
             # Whether it still has its old work nobody knows; should that come, it counts instead.
             self._busy.pop(client_id, None)
@@ -409,7 +434,10 @@ class Coordinator:
         note = Note("the run goes on")
         if self.phase in _OPEN:
             return [note, *self._ask_delayed(), *self._start_deadline(), *self._close_if_complete()]
-        return [note, *self._gather()] if self.phase is Phase.GATHERING else [note]
+        if self.phase is not Phase.GATHERING:
+            return [note]
+        # Before the first round the run waits for clients without end.
+        return [note, *(self._gather() if self._has_begun else self._begin_if_enough())]
 
     # --- rounds
 
@@ -424,6 +452,10 @@ class Coordinator:
             return commands + self._begin_final_evaluation()
         round_id = self.version + 1
         commands += self._dismiss_the_too_late(round_id)
+        for client_id in self._delayed & self._connected.keys():
+            self._busy.pop(client_id, None)
+        self._delayed = set()
+        self._has_begun = True
         free = frozenset(self._eligible - self._busy.keys())
         cohort = self._sample(free, round_id)
         present = self._tasks
@@ -484,11 +516,14 @@ class Coordinator:
         return commands + self._start_deadline() + self._close_if_complete()
 
     def _dispatch(self, current: Round, client_id: str) -> Dispatch:
+        train = current.expects_update(client_id)
+        if train:
+            self._asked[client_id] = current.round_id
         return Dispatch(
             client_id,
             current.round_id,
             current.version,
-            train=current.expects_update(client_id),
+            train=train,
             evaluate=current.expects_evaluation(client_id),
         )
 
@@ -553,7 +588,8 @@ class Coordinator:
         commands: list[Command] = []
         for client_id, reason in sorted(outliers.items()):
             current.withdraw(client_id)
-            late_round = self._counted.pop(client_id, round_id)
+            late_round = self._counted[client_id]
+            self._counted[client_id] = self._counted_before.get(client_id, 0)
             commands.append(RefuseUpdate(client_id, late_round, "norm_outlier", reason))
             commands += self._strike(client_id, "norm_outlier", reason)
         return commands + (self._aggregate(current) if current.has_quorum else self._repeat(current))

@@ -13,4 +13,4 @@ def test_every_section_is_described() -> None:
     page = configuration_page()
     for key in ("run", "server.limits", "federation.cohort", "model.encoder", "tasks.NAME", "tasks.NAME.data.sharding"):
         assert f"## `{key}`" in page
-    assert "| `rounds` | whole number, at least 1 | `10` |" in page
+    assert "| `keep_versions` | whole number, at least 1 | `3` |" in page

@@ -133,6 +133,7 @@ class Federation(RuleBasedStateMachine):
         self.decisions.restore(kept, counted, self.present, self.begun)
         self.connected.clear()
         self.timers: set[str] = set()
+        self.old_timers: set[str] = set()
         self.folding: Aggregate | None = None
         self.screening: Screen | None = None
         self.cohort: frozenset[str] = frozenset()
@@ -159,15 +160,17 @@ class Federation(RuleBasedStateMachine):
     def carry_out(self, command: Command, phase: Phase) -> None:
         assert not self.over
         match command:
-            case BeginRound(round_id, _, trainers, _, present):
+            case BeginRound(round_id, attempt, trainers, _, present):
                 self.present, self.begun = dict(present), round_id
                 assert not self.decisions.pauses
+                assert attempt <= self.given.max_attempts
                 assert round_id == self.version + 1
                 assert len(self.connected) >= self.given.min_clients
                 assert self.folding is None
                 self.cohort = trainers
             case Dispatch(client_id, round_id, version, train):
                 assert client_id in self.connected
+                assert not self.decisions.pauses or phase in (Phase.TRAINING, Phase.EVALUATING), "a round begins"
                 assert (round_id, version) == (self.version + 1, self.version)
                 assert not self.decisions.quarantine.holds(client_id, self.version)
                 assert not train or self.acknowledged.get(client_id) != round_id
@@ -211,6 +214,7 @@ class Federation(RuleBasedStateMachine):
             case StartTimer(name):
                 self.timers.add(name)
             case CancelTimer(name):
+                self.old_timers |= self.timers & {name}
                 self.timers.discard(name)
             case Finish(state):
                 assert state == "finished"
@@ -306,6 +310,8 @@ class Federation(RuleBasedStateMachine):
             self.connected.add(client_id)
             self.anew.add(client_id)
             self.tell(Joined(client_id, TASK_OF[client_id]))
+            if self.decisions.phase is Phase.TRAINING and self.decisions.round is not None:
+                assert not self.decisions.round.expects_late_update(client_id), "it may have lost its old work"
 
     @rule(client_id=clients, for_good=st.booleans())
     def leave(self, client_id: str, for_good: bool) -> None:
@@ -327,6 +333,7 @@ class Federation(RuleBasedStateMachine):
         if client_id in self.outliers and (client_id, trained) in self.committed():
             return
         if client_id not in self.undecided and self.decisions.admission(client_id, trained)[0] == "wanted":
+            assert not self.decisions.quarantine.holds(client_id, self.version)
             self.undecided[client_id] = trained
             self.files[self.decisions.spool_round, client_id] = trained
             self.tell(UpdateArrived(client_id, trained, {"a": trained}))
@@ -370,6 +377,11 @@ class Federation(RuleBasedStateMachine):
     def time_passes(self, data: Any) -> None:  # noqa: ANN401  # hypothesis' own
         self.fire(data.draw(st.sampled_from(sorted(self.timers))))
 
+    @precondition(lambda self: bool(self.old_timers - self.timers))
+    @rule(data=st.data())
+    def time_passed_just_as_it_was_cancelled(self, data: Any) -> None:  # noqa: ANN401  # hypothesis' own
+        self.tell(TimerFired(data.draw(st.sampled_from(sorted(self.old_timers - self.timers)))))
+
     def fire(self, name: str) -> None:
         self.timers.discard(name)
         client_id = name.removeprefix("grace:")
@@ -385,20 +397,27 @@ class Federation(RuleBasedStateMachine):
     @precondition(lambda self: bool(self.decisions.pauses))
     @rule()
     def unpause(self) -> None:
-        for kind in tuple(self.decisions.pauses):
-            self.tell(Unpaused(kind))
+        full = "storage" in self.decisions.pauses
+        self.tell(Unpaused("operator"))
+        # A round that could close now may find that it lacks its quorum.
+        assert self.over or self.decisions.pauses.keys() - {"quorum"} == ({"storage"} if full else set())
+        self.tell(Unpaused("storage"))
 
     @rule(client_id=clients)
     def release(self, client_id: str) -> None:
         if self.decisions.quarantine.holds(client_id, self.version):
             self.tell(Released(client_id))
+            assert self.over or not self.decisions.quarantine.holds(client_id, self.version)
 
     @precondition(lambda self: self.screening is not None)
     @rule(outlier=st.none() | clients)
     def screened(self, outlier: str | None) -> None:
         assert self.screening is not None
         looked_at, self.screening = self.screening, None
+        trained = self.acknowledged.get(outlier or "")
         self.tell(Screened(looked_at.round_id, {outlier: "huge"} if outlier in looked_at.client_ids else {}))
+        if outlier is not None and trained is not None:
+            assert self.decisions.admission(outlier, trained)[0] != "duplicate", "nothing of it counts"
 
     @precondition(lambda self: self.folding is not None and self.durable == self.version)
     @rule(sound=st.sampled_from([True, True, True, True, False]))
@@ -470,6 +489,16 @@ class Federation(RuleBasedStateMachine):
             for client_id, number in self.work.items():
                 if client_id in self.connected & self.asked_here and number == current.round_id:
                     assert self.decisions.admission(client_id, number)[0] in ("wanted", "duplicate")
+
+    @invariant()
+    def nobody_is_waited_for_who_is_gone_or_too_late(self) -> None:
+        current = self.decisions.round
+        if self.decisions.phase is Phase.TRAINING and current is not None:
+            for client_id in current.seated:
+                assert client_id in self.connected or f"grace:{client_id}" in self.timers
+            for client_id, number in self.work.items():
+                if current.expects_late_update(client_id):
+                    assert current.round_id - number <= (self.given.max_staleness or 0)
 
     @invariant()
     def nobody_is_waited_for_who_is_in_quarantine(self) -> None:

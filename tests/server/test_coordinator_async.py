@@ -368,7 +368,9 @@ def test_the_final_evaluation_takes_no_late_update() -> None:
 
 def test_a_restart_takes_late_updates_that_the_process_before_it_asked_for() -> None:
     run = Run(rules(target_rounds=9, max_staleness=2), sample=first(2), version=3)
-    run.decisions.restore({"y": Kept(A, TEN, 1)}, {"y": 3, "z": 3})
+    present = {"x": A, "y": A, "z": A}
+    run.decisions.restore({"y": Kept(A, TEN, 1)}, {"y": 3, "z": 3}, present, begun=4)
+    assert run.admits("stranger", 2) == ("refused", "stale_round")
     assert run.admits("x", 2) == ("wanted", "")
     assert run.admits("x", 1) == ("refused", "stale_round")
     assert run.admits("y", 3) == run.admits("z", 3) == ("duplicate", "")

@@ -255,7 +255,7 @@ def test_a_version_that_was_never_recorded_is_not_gone_on_from(run: Path) -> Non
         assert_version(start, run, 2)
 
 
-@pytest.mark.parametrize("kind", ["no database", "torn", "empty", "without a version"])
+@pytest.mark.parametrize("kind", ["no database", "torn", "a page", "empty", "without a version"])
 def test_a_damaged_database_is_set_aside_and_begun_anew_from_the_newest_version(
     run: Path, caplog: pytest.LogCaptureFixture, kind: str
 ) -> None:
@@ -265,6 +265,12 @@ def test_a_damaged_database_is_set_aside_and_begun_anew_from_the_newest_version(
     elif kind == "torn":
         with database.open("r+b") as file:
             file.truncate(database.stat().st_size // 2)
+    elif kind == "a page":
+        content = bytearray(database.read_bytes())
+        page = int.from_bytes(content[16:18], "big")
+        # The last table's: opening the file and reading the commits notice nothing.
+        content[-page : 64 - page] = b"\xff" * 64
+        database.write_bytes(content)
     elif kind == "empty":
         database.write_bytes(b"")
     else:
