@@ -20,7 +20,7 @@ from common.errors import ConfigError
 from common.failpoints import failpoint
 
 #: Seconds to wait for another program that holds the file.
-BUSY_S: Final = 30.0
+BUSY_S: Final = 10.0
 #: Format of the tables, kept in the file.
 FORMAT: Final = 2
 SCHEMA: Final = """
