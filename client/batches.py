@@ -27,10 +27,16 @@ POOL_BATCHES = 50
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One optimiser step's examples: rows `indices` of the task's training split."""
+    """One optimiser step's examples.
 
-    task: str
-    indices: Indices
+    Attributes:
+        rows: task to rows of its training split, at least one of each.
+    """
+
+    rows: Mapping[str, Indices]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.rows.values()))
 
 
 def round_batches(
@@ -56,7 +62,7 @@ def round_batches(
     streams = {task: _endless(lengths[task], settings, seed, (*path, "task", task)) for task in tasks if shares[task]}
     for position_of_task in order:
         task = tasks[int(position_of_task)]
-        yield Batch(task, next(streams[task]))
+        yield Batch({task: next(streams[task])})
 
 
 def share_steps(

@@ -50,7 +50,11 @@ def drawn(
     settings: TrainSettings, sizes: dict[str, int], *, position: Position = NOW, client: str = "c"
 ) -> list[tuple[str, list[int]]]:
     lengths = {task: sentence_lengths(size) for task, size in sizes.items()}
-    return [(batch.task, batch.indices.tolist()) for batch in round_batches(lengths, settings, position, 7, client)]
+    return [
+        (task, rows.tolist())
+        for batch in round_batches(lengths, settings, position, 7, client)
+        for task, rows in batch.rows.items()
+    ]
 
 
 def test_batches_follow_from_seed_round_and_client() -> None:

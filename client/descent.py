@@ -1,0 +1,71 @@
+"""The optimiser steps of one round, in order."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+
+from torch.nn.utils import clip_grad_norm_
+
+from client.batches import Batch
+from client.correction import Correction
+from client.failures import TrainingCancelled
+from client.objective import Objective
+from client.optimizer import build_optimizer, set_learning_rate
+from client.slot_model import SlotModel
+from client.tally import Tally, TaskReport
+from common.failpoints import failpoint
+from common.training import Position, TrainSettings, learning_rate_factor
+
+
+def descend(
+    model: SlotModel,
+    objective: Objective,
+    batches: Iterator[Batch],
+    total: int,
+    settings: TrainSettings,
+    position: Position,
+    tally: Tally,
+    cancelled: threading.Event,
+    corrections: Sequence[Correction] = (),
+) -> dict[str, TaskReport]:
+    """Train the model in place.
+
+    Args:
+        model: loaded for training.
+        objective: gives each batch's gradient.
+        batches: the examples of each step, `total` of them.
+        total: steps of the round.
+        settings: how to train.
+        position: where in the run the round stands.
+        tally: counts and reports.
+        cancelled: checked before every step.
+        corrections: change each step's gradients before they are clipped, in this order.
+
+    Raises:
+        TrainingCancelled: `cancelled` was set.
+        TrainingDiverged: a loss is not finite.
+    """
+    slots = {i: slot for i, slot in model.trained_by(frozenset(model.tasks)).items() if i in model.parameter_slots}
+    optimizer = build_optimizer(model, slots, settings)
+    parameters = [model.parameter(slot_id) for slot_id in slots]
+
+    tally.report()
+    for step, batch in enumerate(batches):
+        if cancelled.is_set():
+            raise TrainingCancelled(f"training of round {position.round} was cancelled after {step} steps")
+        if step == total // 2:
+            failpoint("client.training")
+        began = time.perf_counter()
+        set_learning_rate(optimizer, settings.learning_rate * learning_rate_factor(settings, position, step, total))
+        optimizer.zero_grad(set_to_none=True)
+        losses = objective.backward(batch)
+        for correction in corrections:
+            correction.apply()
+        if settings.max_grad_norm is not None:
+            clip_grad_norm_(parameters, settings.max_grad_norm)
+        optimizer.step()
+        tally.add(losses, time.perf_counter() - began)
+        tally.report_sometimes()
+    return tally.reports()
