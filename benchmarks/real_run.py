@@ -28,15 +28,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
-import sys
-import tempfile
 import threading
 import time
 from pathlib import Path
 from typing import Any, Final
 
-ROOT: Final = Path(__file__).resolve().parent.parent
+from benchmarks.federated_run import ROOT, federate, metrics
+
 CONFIG: Final = ROOT / "configs" / "glue-local.yaml"
 TASKS: Final = ("sst2", "qqp", "stsb")
 FEDERATED: Final = {
@@ -103,45 +101,20 @@ def federated(arguments: argparse.Namespace, condition: str) -> dict[str, Any]:
     shared = condition != "per_task"
     step = [f"federation.task_step={arguments.task_step}"] if shared else []
     rate = arguments.learning_rate if shared else arguments.central_learning_rate
-    with tempfile.TemporaryDirectory() as folder:
-        run_dir = Path(folder) / "run"
-        sets = [*overrides(arguments, rate), *FEDERATED[condition], *step, "server.port=0"]
-        command = [sys.executable, "-m", "server", "--config", str(CONFIG), "--run-dir", str(run_dir)]
-        command += [word for value in sets for word in ("--set", value)]
-        with (Path(folder) / "log").open("w") as log:
-            server = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=log, text=True)
-            clients: list[subprocess.Popen[str]] = []
-            try:
-                assert server.stdout is not None
-                url = server.stdout.readline().split("url=http")[1].split()[0]
-                for task in TASKS:
-                    words = ["-m", "client", "--client-id", f"{task}_client", "--tasks", task, "--threads", "1"]
-                    words += ["--server", f"ws{url}/ws", "--data", str(arguments.data), "--state-dir", folder]
-                    clients.append(subprocess.Popen([sys.executable, *words], cwd=ROOT, stderr=log, text=True))
-                codes = [client.wait() for client in clients] + [server.wait()]
-            finally:
-                for process in (*clients, server):
-                    if process.poll() is None:
-                        process.terminate()
-        if any(codes):
-            raise SystemExit(f"exit codes {codes}\n" + (Path(folder) / "log").read_text()[-4000:])
-        summary = json.loads((run_dir / "summary.json").read_text())
-        history = [
-            {"round": row["round"], "tasks": {t: _metrics(m) for t, m in row["tasks"].items()}}
-            for row in summary["history"]
-            if row["tasks"]
-        ]
-        return {
-            "tasks": history[-1]["tasks"],
-            "seconds": summary["seconds"],
-            "bytes_down": summary["bytes_down"],
-            "bytes_up": summary["bytes_up"],
-            "history": history,
-        }
-
-
-def _metrics(row: dict[str, float]) -> dict[str, float]:
-    return {name: value for name, value in row.items() if name not in ("loss", "examples", "clients")}
+    sets = [*overrides(arguments, rate), *FEDERATED[condition], *step]
+    summary = federate(CONFIG, sets, {f"{task}_client": [task] for task in TASKS}, arguments.data)
+    history = [
+        {"round": row["round"], "tasks": {t: metrics(m) for t, m in row["tasks"].items()}}
+        for row in summary["history"]
+        if row["tasks"]
+    ]
+    return {
+        "tasks": history[-1]["tasks"],
+        "seconds": summary["seconds"],
+        "bytes_down": summary["bytes_down"],
+        "bytes_up": summary["bytes_up"],
+        "history": history,
+    }
 
 
 def main() -> None:
