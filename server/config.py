@@ -40,8 +40,8 @@ class RunConfig(StrictModel):
     seed: int = Field(default=0, ge=0, lt=2**53)
     """Root of every random choice: initial heads, cohorts, batches, dropout."""
     keep_versions: int = Field(default=3, ge=1)
-    """How many of the newest committed versions stay on disk. The first, version 0, and the best ones (`selection`) stay
-    too and are not counted."""
+    """How many of the newest committed versions stay on disk. The first, version 0, and the best ones (`selection`)
+    stay too and are not counted."""
     fsync: bool = True
     """Wait until the disk has what an acknowledgement promises. Off, an acknowledged update still survives the death
     of the process at any instant, but not that of the machine: for simulations and benchmarks."""
@@ -339,9 +339,7 @@ def resolve_config(data: Mapping[str, Any], source: str, base_dir: Path) -> Load
             f"{source}: federation.task_weights: give a weight for each of {sorted(specs)} (found: {sorted(weights)})"
         )
     if OVERALL in specs:
-        raise ConfigError(
-            f"{source}: tasks.{OVERALL}: the summary calls the best version of the whole run so; rename it"
-        )
+        raise ConfigError(f"{source}: tasks.{OVERALL}: the summary calls the run's best version so; rename it")
     Selection.of(config.selection, specs, source)
     config = config.model_copy(update={"server": config.server.located(base_dir)})
     return LoadedConfig(config=config, specs=specs, source=source, base_dir=base_dir)

@@ -10,9 +10,9 @@ the commands. The life of a run::
         └────────────── next round ────────────────────────────────────────────────────────────────────────┤
                                                                       after the last: EVALUATING ──> DONE <┘
 
-A client whose tasks have **nothing to train** under the plan of a round (`server.outlook`) is asked to evaluate at most, and
-no round waits for an update of it. Where nothing is left to train at all, or the tasks have stopped improving, the
-version in hand is evaluated as the last one.
+A client whose tasks have **nothing to train** under the plan of a round (`server.outlook`) is asked to evaluate at
+most, and no round waits for an update of it. Where nothing is left to train at all, or the tasks have stopped
+improving, the version in hand is evaluated as the last one.
 
 A **pause** (an operator's, a full disk, a quorum missed too often, a model that would not be finite) stops rounds from
 beginning and closing, whatever the phase; updates are still taken. Screening is skipped unless configured.

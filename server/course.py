@@ -1,9 +1,9 @@
 """The course of a run: the plan of each round, which version is the best, and when it is time to stop.
 
-**Version v is stored with the plan of round v + 1**, for which it is the start: whatever process goes on from the version
-finds in its file the plan that the round is to be trained under. The plan of round r follows from the schedule, from r,
-and from the tasks that had stopped by the judgement of version r - 2, which is the newest that every process knows
-when version r - 1 is made: a version is judged when the round that starts from it closes.
+**Version v is stored with the plan of round v + 1**, for which it is the start: whatever process goes on from the
+version finds in its file the plan that the round is to be trained under. The plan of round r follows from the schedule,
+from r, and from the tasks that had stopped by the judgement of version r - 2, which is the newest that every process
+knows when version r - 1 is made: a version is judged when the round that starts from it closes.
 """
 
 from __future__ import annotations
@@ -90,9 +90,8 @@ class Course:
         row = {task: {**result.metrics, LOSS: result.loss} for task, result in sorted(results.items())}
         self._judged = {**self._judged, version: row}
         after = self._selection.stopped(self._judged, version)
-        best = self.best()
         told = [
-            f"{task} stops with version {version}: its {best[task]['metric']} was best at version {best[task]['version']}"
+            f"{task} has stopped: version {version} is one more without a better {self._selection.watched[task]}"
             for task in sorted(after.keys() - before.keys())
         ]
         return row, told

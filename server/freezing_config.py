@@ -64,8 +64,9 @@ class FreezingConfig(StrictModel):
     """What is trained in which round. A frozen slot is not trained, keeps its value, and no delta of it travels."""
 
     freeze: tuple[SlotChoice, ...] = ()
-    """What stays as it is in the whole run, whatever `schedule` or `gradual` say: ``[everything]`` (clients evaluate and
-    send nothing), ``[backbone]``, ``[head:sst2]``, ``[embeddings, layers:0-9]``, ``[{match: backbone, tasks: [sst2]}]``."""
+    """What stays as it is in the whole run, whatever `schedule` or `gradual` say: ``[everything]`` (clients evaluate
+    and send nothing), ``[backbone]``, ``[head:sst2]``, ``[embeddings, layers:0-9]``, or only what some tasks have for
+    themselves: ``[{match: backbone, tasks: [sst2]}]``."""
     schedule: tuple[StageConfig, ...] = ()
     """Progressive unfreezing: ``[{from_round: 1, open: [heads]}, {from_round: 3, open: [upper]}, ...]``. What no stage
     has opened yet is frozen. Left out: everything is open from round 1."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from common.errors import ConfigError
@@ -38,7 +38,7 @@ class Selection:
 
     metrics: Mapping[str, str]
     overall: str = MEAN
-    watched: Mapping[str, str] | None = None
+    watched: Mapping[str, str] = field(default_factory=dict)
     stopping: EarlyStoppingConfig | None = None
 
     @classmethod
@@ -55,10 +55,8 @@ class Selection:
             )
         metrics = _chosen(config.metric, specs, f"{key}.metric", {task: s.primary_metric for task, s in specs.items()})
         stopping = config.early_stopping
-        watched = None
-        if stopping is not None:
-            watched = _chosen(stopping.metric, specs, f"{key}.early_stopping.metric", metrics)
-        return cls(metrics, config.overall, watched, stopping)
+        given = None if stopping is None else stopping.metric
+        return cls(metrics, config.overall, _chosen(given, specs, f"{key}.early_stopping.metric", metrics), stopping)
 
     def best(self, judged: Judgements) -> dict[str, dict[str, Any]]:
         """Task (and ``overall``) to its best version, metric and value there; of equal ones the first.
@@ -69,7 +67,8 @@ class Selection:
         for task, metric in self.metrics.items():
             values = _series(judged, task, metric)
             if values:
-                version = max(values, key=lambda v, m=metric, s=values: (_upward(m, s[v]), -v))
+                _, before_others = max((_upward(metric, value), -version) for version, value in values.items())
+                version = -before_others
                 found[task] = {"version": version, "metric": metric, "value": values[version]}
         if self.overall != MEAN:
             return found | ({OVERALL: dict(found[self.overall])} if self.overall in found else {})
@@ -91,7 +90,7 @@ class Selection:
     def stopped(self, judged: Judgements, up_to: int) -> dict[str, int]:
         """The tasks that have stopped, with the version whose result was one too many; versions after `up_to` are
         not looked at. A task that has stopped stays so."""
-        if self.stopping is None or self.watched is None:
+        if self.stopping is None:
             return {}
         found: dict[str, int] = {}
         for task, metric in self.watched.items():
@@ -111,7 +110,7 @@ class Selection:
 
     def end(self, stopped: Mapping[str, int]) -> str:
         """Why the run ends now; empty when it goes on."""
-        if self.stopping is None or self.watched is None or not stopped:
+        if self.stopping is None or not stopped:
             return ""
         when = ", ".join(f"{task} at version {version}" for task, version in sorted(stopped.items()))
         match self.stopping.stop_run:
@@ -144,10 +143,7 @@ def _score(metric: str, value: float) -> float:
 
 def _chosen(given: MetricChoice, specs: Mapping[str, TaskSpec], key: str, default: Mapping[str, str]) -> dict[str, str]:
     """A metric for each task."""
-    if isinstance(given, str):
-        wanted = dict.fromkeys(specs, given)
-    else:
-        wanted = {**default, **(given or {})}
+    wanted = dict.fromkeys(specs, given) if isinstance(given, str) else {**default, **(given or {})}
     if unknown := sorted(wanted.keys() - specs.keys()):
         raise ConfigError(f"{key}: no task {', '.join(unknown)}; this run has {', '.join(sorted(specs))}")
     for task, metric in wanted.items():

@@ -34,7 +34,7 @@ from server.run_directory import DamagedVersion, RunDirectory, sha256_of
 from server.selection import Selection
 from server.spool import Spool
 from server.strategy import initial_plan
-from server.unfreezing import resolve_schedule
+from server.unfreezing import Schedule, resolve_schedule
 
 log = logging.getLogger("fedmtl.server")
 #: What a run can't change on its way.
@@ -79,6 +79,7 @@ def begin(loaded: LoadedConfig, directory: RunDirectory, run_id: str) -> Start:
     failpoint("start.family_written")
     plan = initial_plan(loaded.config.federation.mode, family.blueprint())
     schedule = resolve_schedule(loaded.config.freezing, plan, loaded.source)
+    _tell_of_late_stages(schedule, loaded)
     course = Course(schedule, Selection.of(loaded.config.selection, loaded.specs, loaded.source))
     plan = course.plan_to_start_with(plan)
     model = ModelState.initial(plan, family.initial_values(loaded.config.run.seed))
@@ -114,12 +115,19 @@ def go_on(loaded: LoadedConfig, directory: RunDirectory) -> Start:
     except ConfigError:
         history.close()
         raise
+    _tell_of_late_stages(schedule, loaded)
     course = Course.restored(schedule, Selection.of(loaded.config.selection, loaded.specs, loaded.source), history)
     directory.write_config(resolved(loaded, run_id))
     log.info("resuming from version %d", model.version)
     ended = model.version >= loaded.config.run.rounds or bool(course.outlook(model.version, model.plan).end)
     finished = history.get("finished") is not None and ended
     return Start(family, model, history, course, run_id, True, finished)
+
+
+def _tell_of_late_stages(schedule: Schedule, loaded: LoadedConfig) -> None:
+    rounds = loaded.config.run.rounds
+    if late := [stage.from_round for stage in schedule.stages if stage.from_round > rounds]:
+        log.warning("freezing opens more from round %s on, and the run ends with round %d", late[0], rounds)
 
 
 def _new_history(directory: RunDirectory, model: ModelState, sha256: str, run_id: str, seconds: float) -> History:

@@ -3,13 +3,13 @@
 Nothing here remembers: the plan of a round is the same whichever process asks for it, and however often.
 
 **Buffers** (running statistics of a BatchNorm) go with the parameters of their module: where all of these are frozen
-the statistics are too, so that a frozen layer computes the same for ever. A buffer that `freeze` names is frozen anyway;
-one whose module has no parameters is treated as a parameter.
+the statistics are too, so that a frozen layer computes the same for ever. A buffer that `freeze` names is frozen
+anyway; one whose module has no parameters is treated as a parameter.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from common.errors import ConfigError
@@ -103,16 +103,13 @@ def resolve_schedule(config: FreezingConfig, plan: SharingPlan, source: str) -> 
             everything is named by `freeze`; names file, key, value and what is allowed.
     """
     key = f"{source}: freezing"
-    freeze = tuple(_group(f"{key}.freeze.{i}", entry, plan) for i, entry in enumerate(config.freeze))
+    freeze = _groups(f"{key}.freeze", config.freeze, plan)
     if config.gradual is not None:
         stages = _gradual(freeze, plan, config.gradual.rounds_per_layer)
         where = [f"{key}.gradual"] * len(stages)
     else:
         stages = tuple(
-            Stage(
-                stage.from_round,
-                tuple(_group(f"{key}.schedule.{i}.open.{j}", e, plan) for j, e in enumerate(stage.open)),
-            )
+            Stage(stage.from_round, _groups(f"{key}.schedule.{i}.open", stage.open, plan))
             for i, stage in enumerate(config.schedule)
         )
         where = [f"{key}.schedule.{i}" for i in range(len(stages))]
@@ -138,13 +135,15 @@ def _trained(plan: SharingPlan) -> frozenset[str]:
     return frozenset(slot.id for slot in plan.slots if slot.spec.kind == "parameter" and slot.trained_by)
 
 
+def _groups(key: str, entries: Sequence[SlotChoice], plan: SharingPlan) -> tuple[SlotGroup, ...]:
+    return tuple(_group(f"{key}.{number}", entry, plan) for number, entry in enumerate(entries))
+
+
 def _group(key: str, entry: SlotChoice, plan: SharingPlan) -> SlotGroup:
     tasks = None if entry.tasks is None else frozenset(entry.tasks)
     known = set(plan.blueprint.tasks)
     if tasks is not None and (unknown := tasks - known):
-        raise ConfigError(
-            f"{key}.tasks: no task {sorted(unknown)}; this run has {sorted(known)} (found: {entry.tasks})"
-        )
+        raise ConfigError(f"{key}.tasks: no task {', '.join(sorted(unknown))}; this run has {', '.join(sorted(known))}")
     for text in entry.match:
         if text.startswith("head:") and text.removeprefix("head:") not in known:
             raise ConfigError(f"{key}: {text!r}: no such task; this run has {', '.join(sorted(known))}")
@@ -155,8 +154,8 @@ def _group(key: str, entry: SlotChoice, plan: SharingPlan) -> SlotGroup:
     if not any(group.holds(slot) for slot in plan.slots):
         held = sorted({"{" + ", ".join(sorted(s.tasks)) + "}" for s in plan.slots if s.parameter in group.parameters})
         raise ConfigError(
-            f"{key}.tasks: no slot of {', '.join(entry.match)} is held for {sorted(tasks or ())} alone: the slots are held "
-            f"for {', '.join(held)} (federation.mode: per_task gives each task slots of its own)"
+            f"{key}.tasks: {', '.join(entry.match)} has no slot for {', '.join(sorted(tasks or ()))} alone, only for "
+            f"{', '.join(held)} (federation.mode: per_task gives each task slots of its own)"
         )
     return group
 
@@ -178,7 +177,7 @@ def _gradual(freeze: tuple[SlotGroup, ...], plan: SharingPlan, rounds_per_layer:
     levels: dict[int, set[str]] = {}
     for spec in parameters:
         levels.setdefault(level(spec.group), set()).add(spec.name)
-    can_train = {s.parameter for s in plan_of_round(plan, Schedule(freeze), 1).slots if s.trained_by}
+    can_train = {plan.by_id[slot].parameter for slot in _trained(plan_of_round(plan, Schedule(freeze), 1))}
     open_ = [SlotGroup(frozenset(names)) for _, names in sorted(levels.items()) if names & can_train]
     return tuple(Stage(1 + number * rounds_per_layer, (group,)) for number, group in enumerate(open_))
 
