@@ -116,5 +116,6 @@ class Course:
         if self._selection.stopping is not None and self._selection.stopping.when_stopped == "leave":
             trained -= stopped.keys()
         if not end and not trained:
-            end = f"nothing is left to train in round {version + 1}: everything is frozen"
+            why = f"{', '.join(sorted(stopped))} stopped, the rest is frozen" if stopped else "everything is frozen"
+            end = f"nothing is left to train in round {version + 1}: {why}"
         return Outlook(trained, end)
