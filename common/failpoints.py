@@ -51,8 +51,8 @@ SERVER_POINTS: Final = (
     "commit.recording",  # in the middle of the transaction
     "commit.recorded",
     "commit.spool_discarded",
-    "commit.pruned",
     "summary.written",
+    "commit.pruned",
     "commit.done",
     "evaluation.begun",
     "finish.recorded",

@@ -85,7 +85,10 @@ def export(
     run: Annotated[Path, typer.Option(help="A run directory.")],
     task: Annotated[str, typer.Option(help="The task to export.")],
     out: Annotated[Path, typer.Option(help="Folder to write; made when missing.")],
-    version: Annotated[int | None, typer.Option(help="A committed version; default the newest.")] = None,
+    version: Annotated[
+        str,
+        typer.Option(help="best (for this task, by the configuration's `selection`), last, or a number of a version."),
+    ] = "last",
 ) -> None:
     """Write one task's model as a folder that `transformers` loads."""
     from server.export_run import export_run

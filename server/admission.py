@@ -64,7 +64,7 @@ def check_update(
     Args:
         header: what the client announces.
         run_id: the run that is going on.
-        plan: the sharing plan of the version that clients train.
+        plan: the sharing plan of the round that the update is of.
         slice_: the slice the client was sent.
         tasks: the client's tasks.
         full: the client synchronises the whole model: deltas of slots it does not train are taken
@@ -76,7 +76,9 @@ def check_update(
     if header.run_id != run_id:
         raise UpdateRejected("stale_round", f"the update is for run {header.run_id!r}, this is {run_id!r}")
     if header.plan != plan.digest:
-        raise UpdateRejected("plan_mismatch", f"the update was made under plan {header.plan}, now it is {plan.digest}")
+        raise UpdateRejected(
+            "plan_mismatch", f"the update was made under plan {header.plan}, that of its round is {plan.digest}"
+        )
     if header.version != header.round - 1:
         raise UpdateRejected("stale_version", f"round {header.round} starts from version {header.round - 1}")
     if foreign := sorted(header.tasks.keys() - tasks):

@@ -16,6 +16,8 @@ from prometheus_client import CollectorRegistry
 from safetensors.torch import save_file
 from starlette.background import BackgroundTask
 
+from common.plan import SharingPlan
+from common.plan_diff import diff
 from server.connection import Connection
 from server.federation import Federation
 from server.gate import Gate
@@ -93,7 +95,7 @@ def _add_api(app: FastAPI, federation: Federation, operators: OperatorGate) -> N
 
     @app.get("/api/v1/plan")
     def plan() -> dict[str, Any]:
-        return {"current": federation.model.plan.to_dict(), "history": federation.history.plans()}
+        return plan_of(federation)
 
     @app.get("/api/v1/models/{task}")
     async def model(task: str, request: Request) -> FileResponse:
@@ -127,6 +129,28 @@ def status_of(federation: Federation) -> dict[str, Any]:
         "model": federation.summary_of_model.to_dict(),
         "bytes_down": federation.ledger.traffic.down,
         "bytes_up": federation.ledger.traffic.up,
+    }
+
+
+def plan_of(federation: Federation) -> dict[str, Any]:
+    """The plan of the round that is open or comes next, and how it came to be; reads the history."""
+    plans = {row["digest"]: SharingPlan.from_dict(row["plan"]) for row in federation.history.plans()}
+    changes: list[dict[str, Any]] = []
+    before: SharingPlan | None = None
+    for row in federation.history.commits():
+        after = plans.get(row["plan"])
+        if after is None or (before is not None and not (found := diff(before, after))):
+            continue
+        lines = [] if before is None else str(found).splitlines()
+        # A version is stored with the plan of the round that starts from it.
+        changes.append({"from_round": row["version"] + 1, "digest": row["plan"], "changes": lines})
+        before = after
+    return {
+        "current": federation.model.plan.to_dict(),
+        "history": federation.history.plans(),
+        "changes": changes,
+        "trained_tasks": sorted(federation.decisions.outlook.trained),
+        "stopped_tasks": federation.course.stopped(federation.model.version),
     }
 
 

@@ -20,6 +20,9 @@ from common.tasks import TaskSpec, load_registry
 from common.training import TrainSettings
 from common.wire import MAX_CONTROL_BYTES
 from server.aggregation.config import AggregationConfig
+from server.freezing_config import FreezingConfig
+from server.selection import OVERALL, Selection
+from server.selection_config import SelectionConfig
 
 #: Bytes of a chunk's frame beside its payload: header, names, checksum.
 FRAME_OVERHEAD: Final = 4096
@@ -37,7 +40,8 @@ class RunConfig(StrictModel):
     seed: int = Field(default=0, ge=0, lt=2**53)
     """Root of every random choice: initial heads, cohorts, batches, dropout."""
     keep_versions: int = Field(default=3, ge=1)
-    """How many of the newest committed versions stay on disk (the first, version 0, is not counted)."""
+    """How many of the newest committed versions stay on disk. The first, version 0, and the best ones (`selection`)
+    stay too and are not counted."""
     fsync: bool = True
     """Wait until the disk has what an acknowledgement promises. Off, an acknowledged update still survives the death
     of the process at any instant, but not that of the machine: for simulations and benchmarks."""
@@ -273,6 +277,16 @@ class Config(StrictModel):
     tasks: dict[str, Any] = Field(min_length=1)
     """Task name to its specification, or to ``{use: NAME, ...}`` for one of the shipped registry."""
     training: TrainSettings = TrainSettings()
+    freezing: FreezingConfig = FreezingConfig()
+    """What is trained in which round."""
+    selection: SelectionConfig = SelectionConfig()
+    """Which version is the best, and when a task or the run stops early."""
+
+    @model_validator(mode="after")
+    def _stops_by_evaluations(self) -> Self:
+        if self.selection.early_stopping is not None and self.federation.evaluate == "none":
+            raise ValueError("selection.early_stopping needs evaluations: set federation.evaluate to all or cohort")
+        return self
 
 
 class LoadedConfig(StrictModel):
@@ -324,5 +338,8 @@ def resolve_config(data: Mapping[str, Any], source: str, base_dir: Path) -> Load
         raise ConfigError(
             f"{source}: federation.task_weights: give a weight for each of {sorted(specs)} (found: {sorted(weights)})"
         )
+    if OVERALL in specs:
+        raise ConfigError(f"{source}: tasks.{OVERALL}: the summary calls the run's best version so; rename it")
+    Selection.of(config.selection, specs, source)
     config = config.model_copy(update={"server": config.server.located(base_dir)})
     return LoadedConfig(config=config, specs=specs, source=source, base_dir=base_dir)

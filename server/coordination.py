@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from server.outlook import Outlook
 from server.round import Examples
 
 #: Why a run may stand still: an operator, no room on the disk, a quorum missed too often, a model that is not finite.
@@ -99,9 +100,10 @@ class Screened:
 
 @dataclass(frozen=True, slots=True)
 class Aggregated:
-    """The next version exists in memory."""
+    """The next version exists in memory, and this can be done from it (None: as before)."""
 
     version: int
+    outlook: Outlook | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,10 @@ the commands. The life of a run::
         └────────────── next round ────────────────────────────────────────────────────────────────────────┤
                                                                       after the last: EVALUATING ──> DONE <┘
 
+A client whose tasks have **nothing to train** under the plan of a round (`server.outlook`) is asked to evaluate at
+most, and no round waits for an update of it. Where nothing is left to train at all, or the tasks have stopped
+improving, the version in hand is evaluated as the last one.
+
 A **pause** (an operator's, a full disk, a quorum missed too often, a model that would not be finite) stops rounds from
 beginning and closing, whatever the phase; updates are still taken. Screening is skipped unless configured.
 
@@ -60,6 +64,7 @@ from server.coordination import (
     UpdateDelayed,
     UpdateRefused,
 )
+from server.outlook import Outlook
 from server.quarantine import BAD_UPDATES, QuarantineList
 from server.round import Examples, Round
 from server.rules import CohortSampler, Kept, Rules
@@ -91,14 +96,16 @@ class Coordinator:
         rules: what the operator decided.
         sample: (clients that may be asked, round) to the cohort of that round; pure.
         version: the committed version to go on from (0 in a new run).
+        outlook: what can be done from that version; None: every task has something to train.
 
     Attributes:
         pauses: why the run stands still; empty when it does not.
         quarantine: who is left out for a while.
     """
 
-    def __init__(self, rules: Rules, sample: CohortSampler, version: int = 0) -> None:
+    def __init__(self, rules: Rules, sample: CohortSampler, version: int = 0, outlook: Outlook | None = None) -> None:
         self.rules = rules
+        self.outlook = outlook or Outlook(rules.tasks)
         self.phase = Phase.GATHERING
         self.version = version
         self.round: Round | None = None
@@ -190,8 +197,8 @@ class Coordinator:
                 return self._timer(name)
             case Screened(round_id, outliers):
                 return self._screened(round_id, outliers)
-            case Aggregated(version):
-                return self._aggregated(version)
+            case Aggregated(version, outlook):
+                return self._aggregated(version, outlook or self.outlook)
             case AggregationFailed(round_id, reason):
                 return self._unsound(round_id, reason)
             case Paused(kind, reason):
@@ -309,7 +316,7 @@ class Coordinator:
             return []
         self._delayed.add(client_id)
         # The room may have come back before this event was handled.
-        return [] if self.pauses else self._ask_delayed()
+        return [] if self.pauses else [*self._ask_delayed(), *self._close_if_complete()]
 
     def _ask_delayed(self) -> list[Command]:
         """Ask for the updates that could not be stored; a client that still has its update sends it at once."""
@@ -319,9 +326,9 @@ class Coordinator:
         commands: list[Command] = []
         for client_id in sorted(asked & self.round.seated & self._connected.keys()):
             if self.round.expects_late_update(client_id):
-                self._busy.pop(client_id, None)
-                self.round.begin_anew(client_id, self._connected[client_id])
-            commands.append(self._dispatch(self.round, client_id))
+                self._begin_anew(self.round, client_id)
+            if client_id in self.round.seated:
+                commands.append(self._dispatch(self.round, client_id))
         return commands
 
     # --- bad clients
@@ -358,11 +365,19 @@ class Coordinator:
             self._busy.pop(client_id, None)
         if self.round.expects_late_update(client_id):
             # Whether it still has its old work nobody knows; should that come, it counts instead.
-            self._busy.pop(client_id, None)
-            self.round.begin_anew(client_id, tasks)
+            self._begin_anew(self.round, client_id)
         if client_id in self.round.seated:
             commands.append(self._dispatch(self.round, client_id))
-        return commands
+        return commands + self._close_if_complete()
+
+    def _begin_anew(self, current: Round, client_id: str) -> None:
+        """A client that was at older work trains in this round instead, if it has anything to train."""
+        self._busy.pop(client_id, None)
+        tasks = self._connected[client_id]
+        if tasks & self.outlook.trained:
+            current.begin_anew(client_id, tasks)
+        else:
+            current.give_up(client_id)
 
     def _left(self, client_id: str, for_good: bool) -> list[Command]:
         tasks = self._connected.pop(client_id, None)
@@ -394,9 +409,21 @@ class Coordinator:
             have = sum(1 for tasks in self._connected.values() if task in tasks)
             if have < self.rules.min_clients_per_task:
                 return f"{have} of {self.rules.min_clients_per_task} clients for task {task}"
-        if not self._eligible and not self._kept and self.version < self.rules.target_rounds:
-            return f"{len(self._connected)} clients are connected, all of them in quarantine"
-        return None
+        eligible = self._eligible
+        if self._is_last or self._kept or self._able(eligible) or self._busy.keys() & eligible:
+            return None
+        if eligible:
+            return f"none of the {len(eligible)} clients has anything to train in round {self.version + 1}"
+        return f"{len(self._connected)} clients are connected, all of them in quarantine"
+
+    @property
+    def _is_last(self) -> bool:
+        """Whether no round follows the version in hand."""
+        return self.version >= self.rules.target_rounds or bool(self.outlook.end)
+
+    def _able(self, clients: frozenset[str]) -> frozenset[str]:
+        """Those of some clients that have something to train in the coming round."""
+        return frozenset(c for c in clients if self._tasks[c] & self.outlook.trained)
 
     @property
     def _eligible(self) -> frozenset[str]:
@@ -448,7 +475,7 @@ class Coordinator:
         if missing is not None:
             return [Note(f"waiting for clients: {missing}")]
         commands: list[Command] = [CancelTimer(GATHER)]
-        if self.version >= self.rules.target_rounds:
+        if self._is_last:
             return commands + self._begin_final_evaluation()
         round_id = self.version + 1
         commands += self._dismiss_the_too_late(round_id)
@@ -457,7 +484,7 @@ class Coordinator:
         self._delayed = set()
         self._has_begun = True
         free = frozenset(self._eligible - self._busy.keys())
-        cohort = self._sample(free, round_id)
+        cohort = self._sample(self._able(free), round_id)
         present = self._tasks
         trainers = {c: present[c] for c in sorted(cohort.clients | (self._kept.keys() & free))}
         trainers |= {c: kept.tasks for c, kept in self._kept.items() if c not in trainers}
@@ -556,7 +583,9 @@ class Coordinator:
         commands: list[Command] = [CancelTimer(self._deadline), *self._leave_behind(current, why)]
         commands.append(EvaluationsComplete(current.version))
         if self.phase is Phase.EVALUATING:
-            return commands + self._finish("finished", f"all {self.rules.target_rounds} rounds are done")
+            done = f"all {self.rules.target_rounds} rounds are done"
+            early = self.version < self.rules.target_rounds
+            return commands + self._finish("finished", self.outlook.end if early else done)
         if not current.has_quorum:
             return commands + self._repeat(current)
         if self.rules.screen:
@@ -631,10 +660,11 @@ class Coordinator:
         self._keep(current)
         return self._take_deferred() + self._pause("unsound", f"round {round_id} makes no version: {reason}")
 
-    def _aggregated(self, version: int) -> list[Command]:
+    def _aggregated(self, version: int, outlook: Outlook) -> list[Command]:
         if self.phase is not Phase.REDUCING or version != self.version + 1:
             return []
         self.version = version
+        self.outlook = outlook
         self.round = None
         self.phase = Phase.GATHERING
         return self._take_deferred() + self._gather()
@@ -642,7 +672,7 @@ class Coordinator:
     def _gather(self) -> list[Command]:
         if self.pauses:
             return []
-        if self.version >= self.rules.target_rounds:
+        if self._is_last:
             return self._begin_final_evaluation()
         commands = self._begin_if_enough()
         if self.phase is Phase.GATHERING and self.rules.gather_timeout_s is not None:

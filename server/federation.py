@@ -21,6 +21,8 @@ from typing import Any, Literal
 
 from common.failpoints import failpoint
 from common.messages import Finished, Rejected, RoundClosed, UpdateAck, UpdateHeader, Work
+from common.plan import SharingPlan
+from common.plan_diff import diff
 from common.tasks import TaskSpec
 from server import coordination as core
 from server.acknowledgements import Acknowledgements
@@ -75,6 +77,7 @@ class Federation:
         self.model = start.model
         self.directory = directory
         self.history = start.history
+        self.course = start.course
         self.run_id = start.run_id
         self.decisions = decisions
         self.authenticator = authenticator
@@ -83,6 +86,8 @@ class Federation:
         self.sha256 = str((self.history.commit_of(version) or {"sha256": ""})["sha256"])
         self.finished: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self._outcome: Outcome | None = None
+        #: Why the run ended; empty while it goes on.
+        self.ended_for = ""
         self._events: asyncio.Queue[core.Event] = asyncio.Queue()
         self._timers = Timers(lambda name: self.post(core.TimerFired(name)))
         self._lane = Lane(directory.path, self._disk_is_full, lambda: self.post(core.Unpaused("storage")))
@@ -104,6 +109,7 @@ class Federation:
             self.post,
             self._not_stored,
             self._acknowledgements.holds_for,
+            start.course,
         )
         self._connections = self.reception.connections
         self._spool = Spool(directory.spool, directory.disk)
@@ -189,7 +195,8 @@ class Federation:
         await self._lane.run(self._spool.discard_after, version + 1)
         for update in await self._lane.run(partial(self._spool.load, version + 1, verify=True)):
             header = update.header
-            known = (header.run_id, header.plan) == (self.run_id, self.model.plan.digest)
+            plan = self.course.plan_of_round(header.round)
+            known = plan is not None and (header.run_id, header.plan) == (self.run_id, plan.digest)
             if known and header.round > counted.get(update.client_id, 0):
                 self._updates[update.client_id] = update
                 # The process may have been killed between the update's file and its row.
@@ -231,7 +238,7 @@ class Federation:
                 failpoint("round.closed")
                 self._jobs.start(self._aggregate(command))
             case core.EvaluationsComplete(version):
-                self.ledger.published(version)
+                self._judge(version)
             case core.Note(text, level):
                 log.log(logging.WARNING if level == "warning" else logging.INFO, text)
                 self.ledger.feed.publish("note", {"text": text, "level": level})
@@ -355,6 +362,16 @@ class Federation:
             # Not `dismiss`: the work of the next round may be on its way to this client already.
             connection.send(Rejected(code=code, reason=reason[:2000], round=round_id))
 
+    def _judge(self, version: int) -> None:
+        """No further evaluation of a version is awaited: what follows from those that came is written down."""
+        self.ledger.published(version)
+        if results := self.ledger.scoreboard.combined(version):
+            row, told = self.course.judge(version, results)
+            self._write(self.history.record_judgement, version, row)
+            for text in told:
+                log.info(text)
+                self.ledger.feed.publish("note", {"text": text, "level": "info"})
+
     async def _screen(self, round_id: int, client_ids: frozenset[str]) -> None:
         """Look at the updates of a closed round together."""
         updates = [self._updates[client_id] for client_id in sorted(client_ids)]
@@ -376,12 +393,15 @@ class Federation:
         waited = time.time()
         updates = [self._updates[client_id] for client_id in command.contributions]
         rules = self.config.federation
+        plan = self.model.plan
+        next_plan = self.course.plan_of_next(command.round_id - 1, plan)
         discounts = {c: (1.0 + late) ** -rules.buffer.staleness_exponent for c, late in command.staleness.items()}
         fold = partial(
             reduce_round,
             *(self.model, updates, command.contributions, rules.task_weights, self._aggregators, rules.task_step),
             discounts=discounts,
             cancelled=self._stopping,
+            next_plan=next_plan,
         )
         try:
             await self._lane.run(fold)
@@ -395,11 +415,20 @@ class Federation:
         current.phases |= {"clients": waited - current.started, "reduce": reduced - waited}
         self._updates = {}
         self.ledger.closed(current, command.contributions, reduced)
-        self.post(core.Aggregated(command.round_id))
-        await self._lane.write(self._commit, current)
+        self._plan_holds(command.round_id, plan, next_plan)
+        self.post(core.Aggregated(command.round_id, self.course.outlook(command.round_id, next_plan)))
+        await self._lane.write(self._commit, current, self.course.best_versions)
         self._acknowledgements.version_is_durable(command.round_id)
 
-    def _commit(self, current: OpenRound) -> None:
+    def _plan_holds(self, version: int, before: SharingPlan, after: SharingPlan) -> None:
+        """A version is stored with the plan of the round that starts from it."""
+        self.course.made(version, after)
+        if changes := diff(before, after):
+            log.info("sharing plan from round %d on\n%s", version + 1, changes)
+            event = {"round": version + 1, "digest": after.digest, "changes": str(changes).splitlines()}
+            self.ledger.feed.publish("plan_changed", event)
+
+    def _commit(self, current: OpenRound, best: frozenset[int]) -> None:
         """Make the version durable, in the lane, where the model does not change meanwhile. Bears being done twice."""
         began = time.time()
         self.sha256 = self.directory.commit(self.model)
@@ -413,8 +442,9 @@ class Federation:
         # again.
         self._spool.discard(self.model.version - 1)
         failpoint("commit.spool_discarded")
-        self.directory.prune(self.config.run.keep_versions, self.model.version)
+        # Before the best version of before is removed, the summary names the one that is it now.
         self.directory.write_summary(self.summary())
+        self.directory.prune(self.config.run.keep_versions, self.model.version, best)
         failpoint("commit.done")
 
     # --- the end
@@ -433,7 +463,7 @@ class Federation:
         await self._jobs.settle()
         if self._jobs.failure:
             state, reason = "failed", self._jobs.failure
-        self._outcome = state
+        self._outcome, self.ended_for = state, reason
         log.info("run %s: %s", state, reason)
         self.ledger.feed.publish("finished", {"state": state, "reason": reason})
         # A stopped server is waited for, so who is away need not hear of it.
@@ -471,8 +501,10 @@ class Federation:
     async def say_farewell(self) -> Outcome:
         """Tell the clients of a finished run that it is over: those that its server could not tell any more."""
         self._outcome = "finished"
-        reason = f"all {self.config.run.rounds} rounds are done"
-        log.info("the run is finished: %s (raise run.rounds to go on)", reason)
+        reason, hint = f"all {self.config.run.rounds} rounds are done", " (raise run.rounds to go on)"
+        if self.model.version < self.config.run.rounds:
+            reason, hint = self.course.outlook(self.model.version, self.model.plan).end, ""
+        log.info("the run is finished: %s%s", reason, hint)
         message = Finished(state="finished", reason=reason, rounds_completed=self.model.version)
         self._farewell.begin(message, self.history.get("unaware") or ())
         patience_s = self.config.federation.rejoin_grace_s

@@ -37,6 +37,7 @@ CREATE TABLE IF NOT EXISTS updates (
 CREATE TABLE IF NOT EXISTS evaluations (
     version INTEGER NOT NULL, client_id TEXT NOT NULL, task TEXT NOT NULL, at REAL NOT NULL,
     examples INTEGER NOT NULL, loss REAL NOT NULL, metrics TEXT NOT NULL, PRIMARY KEY (version, client_id, task));
+CREATE TABLE IF NOT EXISTS judgements (version INTEGER PRIMARY KEY, tasks TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS clients (
     client_id TEXT PRIMARY KEY, tasks TEXT NOT NULL, data TEXT NOT NULL,
     first_seen REAL NOT NULL, last_seen REAL NOT NULL);
@@ -145,6 +146,11 @@ class History:
             *(version, client_id, task, time.time(), examples, loss, json.dumps(dict(metrics))),
         )
 
+    def record_judgement(self, version: int, tasks: Mapping[str, Mapping[str, float]]) -> None:
+        """By these results (task to metric to value) a version is judged, whatever comes later."""
+        row = {task: dict(metrics) for task, metrics in tasks.items()}
+        self._write("INSERT OR REPLACE INTO judgements VALUES (?, ?)", version, json.dumps(row))
+
     def record_commit(self, version: int, sha256: str, plan: Mapping[str, Any], digest: str, seconds: float) -> None:
         """A version is on disk; its plan is kept when it is new. One transaction, on disk when this returns."""
         # The spool and older versions are removed after this, so it must outlive a crash of the machine.
@@ -226,7 +232,7 @@ class History:
         with self._transaction() as connection:
             for table, column in (
                 *(("commits", "version"), ("rounds", "round"), ("updates", "round"), ("evaluations", "version")),
-                *(("plans", "since_version"), ("refusals", "round"), ("strikes", "round")),
+                *(("plans", "since_version"), ("refusals", "round"), ("strikes", "round"), ("judgements", "version")),
             ):
                 # Of the tables' names none comes from outside.
                 connection.execute(f"DELETE FROM {table} WHERE {column} > ?", (version,))  # noqa: S608
@@ -288,6 +294,11 @@ class History:
         """Every evaluation by every client."""
         rows = self._read("SELECT * FROM evaluations ORDER BY version, client_id, task")
         return [_decoded(row, "metrics") for row in rows]
+
+    def judgements(self) -> dict[int, dict[str, dict[str, float]]]:
+        """Version to task to metric to value, of every version that was judged."""
+        rows = self._read("SELECT * FROM judgements ORDER BY version")
+        return {row["version"]: json.loads(row["tasks"]) for row in rows}
 
     def clients(self) -> list[dict[str, Any]]:
         """Every client that ever joined."""

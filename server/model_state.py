@@ -21,7 +21,7 @@ class ModelState:
     """The current version of the model.
 
     Args:
-        plan: the sharing plan of this version.
+        plan: the sharing plan that this version is stored with: that of the round that starts from it.
         values: slot id to value, for every slot that lives on the server.
         version: number of rounds that made these values.
 
@@ -84,12 +84,21 @@ class ModelState:
         """The travelling slots of a slice, in slice order."""
         return [self.encoded(slot.id) for slot in slice_.travelling]
 
-    def advance(self, step: Callable[[Slot, Tensor], Tensor]) -> None:
+    def advance(self, step: Callable[[Slot, Tensor], Tensor], plan: SharingPlan | None = None) -> None:
         """Move to the next version; a slot for which `step` returns its value stays.
+
+        Args:
+            step: called with each slot, as the plan until now has it, and its value.
+            plan: the next version's plan; may differ in what is frozen, and in nothing else. None: as it is.
 
         All slots move or none: when `step` raises, version and values are what they were. So the next values are
         held beside the old ones until the last is there, at most one more model in memory.
+
+        Raises:
+            PlanError: the next plan has other slots.
         """
+        if plan is not None and _places(plan) != _places(self.plan):
+            raise PlanError("a version's plan may differ from that of the version before in frozen slots only")
         moved: dict[str, Tensor] = {}
         for slot in self.plan.slots:
             if slot.id in self._values:
@@ -100,4 +109,9 @@ class ModelState:
             self._encoded.pop(slot_id, None)
             self._values[slot_id] = value
         self._digests.clear()
+        self.plan = self.plan if plan is None else plan
         self.version += 1
+
+
+def _places(plan: SharingPlan) -> dict[str, str]:
+    return {slot.id: slot.residence for slot in plan.slots}

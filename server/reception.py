@@ -21,6 +21,7 @@ from server.authentication import CREDENTIALS_ENDED, Authenticator
 from server.config import Config
 from server.connection import Connection
 from server.coordinator import Coordinator
+from server.course import Course
 from server.farewell import Farewell
 from server.ledger import Ledger
 from server.model_state import ModelState
@@ -49,6 +50,7 @@ class Reception:
         post: hands the coordinator an event.
         not_stored: takes an update that the disk did not take, and why.
         answer_pending: whether a client's last update is settled and its acknowledgement still held.
+        course: knows the plan of each round.
 
     Attributes:
         open: clients are let in; not yet while the run is being restored.
@@ -71,6 +73,7 @@ class Reception:
         post: Callable[[core.Event], None],
         not_stored: Callable[[str, UpdateHeader, OSError], None],
         answer_pending: Callable[[str], bool],
+        course: Course,
     ) -> None:
         self.config = config
         self.directory = directory
@@ -88,6 +91,7 @@ class Reception:
         self._post = post
         self._not_stored = not_stored
         self._answer_pending = answer_pending
+        self._course = course
 
     @property
     def over(self) -> bool:
@@ -206,7 +210,11 @@ class Reception:
             raise UpdateRejected(code, reason)
         if verdict == "duplicate":
             return "duplicate"
-        plan = self.model.plan
+        # A late update was made under the plan of its own round, and is held against that. What is frozen by now has no
+        # weight when it is folded.
+        plan = self._course.plan_of_round(header.round)
+        if plan is None:
+            raise UpdateRejected("plan_mismatch", f"the plan of round {header.round} is not known any more")
         slice_ = plan.slice(self._specs if connection.full else connection.tasks)
         tasks, full = connection.tasks, connection.full
         check_update(header, run_id=self._run_id, plan=plan, slice_=slice_, tasks=tasks, full=full)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from common.errors import FedmtlError
 from common.failpoints import failpoint
-from common.plan import Slot
+from common.plan import SharingPlan, Slot
 from common.tensors import all_finite
 from common.torch_tensors import array_of, dtype_name
 from server.aggregation import AggregatorChoice, SlotUpdate
@@ -40,11 +40,13 @@ def reduce_round(
     task_step: TaskStep = "mean",
     discounts: Mapping[str, float] | None = None,
     cancelled: threading.Event | None = None,
+    next_plan: SharingPlan | None = None,
 ) -> None:
     """Advance `model` by one version, or leave it as it is and raise.
 
     Updates are read from the spool block by block, in the order of client ids, so the result does not
-    depend on who came first and memory not on how many came. A slot that nobody trained keeps its value.
+    depend on who came first and memory not on how many came. A slot that nobody trained keeps its value, and so does
+    one that is frozen in this round: a late update of a round in which it was not has no weight there.
     Memory: the next value of every slot that moves, beside the old ones.
 
     Args:
@@ -57,6 +59,7 @@ def reduce_round(
         discounts: client id to a factor of its weight, where it is not 1: a late update's for its staleness. What it
             takes away is not given to the others, as in FedBuff.
         cancelled: set by another thread to end the fold at the next slot.
+        next_plan: the plan of the next round, with which the new version is stored; None: as it is.
 
     Raises:
         ReductionCancelled: `cancelled` was set.
@@ -99,7 +102,7 @@ def reduce_round(
     try:
         for update in ordered:
             update.open()
-        model.advance(step)
+        model.advance(step, next_plan)
     finally:
         for update in ordered:
             update.close()

@@ -17,7 +17,7 @@ import fcntl
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -160,10 +160,14 @@ class RunDirectory:
         self.disk.sync_folder(self.models)
         return digest
 
-    def prune(self, keep: int, newest: int) -> None:
-        """Remove committed versions but the first and the newest `keep`; after the newest is in the history."""
+    def prune(self, keep: int, newest: int, also: Collection[int] = ()) -> None:
+        """Remove committed versions but the first, the newest `keep` and those in `also`.
+
+        After the newest is in the history, and the summary names the best ones.
+        """
         for old in [version for version in self.versions() if version <= newest][1:-keep]:
-            self.version_path(old).unlink()
+            if old not in also:
+                self.version_path(old).unlink()
         failpoint("commit.pruned")
 
     def set_aside(self, after: int, committed: int | None) -> None:

@@ -145,7 +145,7 @@ def _listen(config: Config) -> socket.socket:
         ) from error
 
 
-def _decisions(config: Config, specs: Mapping[str, TaskSpec], version: int) -> Coordinator:
+def _decisions(config: Config, specs: Mapping[str, TaskSpec], start: Start) -> Coordinator:
     rules = config.federation
 
     def sample(connected: frozenset[str], round_id: int) -> Cohort:
@@ -179,7 +179,8 @@ def _decisions(config: Config, specs: Mapping[str, TaskSpec], version: int) -> C
             quarantine_rounds=rules.screening.quarantine_rounds,
         ),
         sample,
-        version,
+        start.model.version,
+        start.course.outlook(start.model.version, start.model.plan),
     )
 
 
@@ -192,7 +193,7 @@ async def _run(
     authenticator: Authenticator,
     tls: ssl.SSLContext | None,
 ) -> int:
-    decisions = _decisions(config, specs, start.model.version)
+    decisions = _decisions(config, specs, start)
     federation = Federation(config, specs, start, directory, decisions, authenticator)
     loop = asyncio.get_running_loop()
     gate = Gate(config.server.limits)

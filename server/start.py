@@ -27,11 +27,14 @@ from common.families import build_family, family_from_description
 from common.families.base import Family
 from common.families.saved import read_family, write_family
 from server.config import LoadedConfig, resolve_config
+from server.course import Course
 from server.history import History
 from server.model_state import ModelState
 from server.run_directory import DamagedVersion, RunDirectory, sha256_of
+from server.selection import Selection
 from server.spool import Spool
 from server.strategy import initial_plan
+from server.unfreezing import Schedule, resolve_schedule
 
 log = logging.getLogger("fedmtl.server")
 #: What a run can't change on its way.
@@ -46,6 +49,7 @@ class Start:
         family: the model family.
         model: the version to go on from, encoded.
         history: the run's database.
+        course: the plans to come, and when the run ends.
         run_id: the run's id.
         resumed: the run began in an earlier process.
         finished: it reached its target there: nothing is left to do.
@@ -54,6 +58,7 @@ class Start:
     family: Family
     model: ModelState
     history: History
+    course: Course
     run_id: str
     resumed: bool
     finished: bool = False
@@ -63,7 +68,7 @@ def begin(loaded: LoadedConfig, directory: RunDirectory, run_id: str) -> Start:
     """Make a new run and commit its version 0.
 
     Raises:
-        ConfigError: the model can't be built.
+        ConfigError: the model can't be built, or has nothing that `freezing` speaks of.
     """
     directory.write_config(resolved(loaded, run_id))
     family = build_family(loaded.config.model, loaded.specs, base_dir=loaded.base_dir)
@@ -73,11 +78,17 @@ def begin(loaded: LoadedConfig, directory: RunDirectory, run_id: str) -> Start:
     directory.disk.sync_folder(directory.family)
     failpoint("start.family_written")
     plan = initial_plan(loaded.config.federation.mode, family.blueprint())
+    schedule = resolve_schedule(loaded.config.freezing, plan, loaded.source)
+    _tell_of_late_stages(schedule, loaded)
+    course = Course(schedule, Selection.of(loaded.config.selection, loaded.specs, loaded.source))
+    plan = course.plan_to_start_with(plan)
     model = ModelState.initial(plan, family.initial_values(loaded.config.run.seed))
     model.encode()
+    course.made(0, plan)
     began = time.time()
     sha256 = directory.commit(model)
-    return Start(family, model, _new_history(directory, model, sha256, run_id, time.time() - began), run_id, False)
+    history = _new_history(directory, model, sha256, run_id, time.time() - began)
+    return Start(family, model, history, course, run_id, False)
 
 
 def go_on(loaded: LoadedConfig, directory: RunDirectory) -> Start:
@@ -99,10 +110,24 @@ def go_on(loaded: LoadedConfig, directory: RunDirectory) -> Start:
         model = _newest_whole(directory, {row["version"]: row["sha256"] for row in history.commits()})
         _forget_what_came_after(model.version, directory, history)
         run_id = str(history.get("run_id"))
+    try:
+        schedule = resolve_schedule(loaded.config.freezing, model.plan, loaded.source)
+    except ConfigError:
+        history.close()
+        raise
+    _tell_of_late_stages(schedule, loaded)
+    course = Course.restored(schedule, Selection.of(loaded.config.selection, loaded.specs, loaded.source), history)
     directory.write_config(resolved(loaded, run_id))
     log.info("resuming from version %d", model.version)
-    finished = history.get("finished") is not None and model.version >= loaded.config.run.rounds
-    return Start(family, model, history, run_id, True, finished)
+    ended = model.version >= loaded.config.run.rounds or bool(course.outlook(model.version, model.plan).end)
+    finished = history.get("finished") is not None and ended
+    return Start(family, model, history, course, run_id, True, finished)
+
+
+def _tell_of_late_stages(schedule: Schedule, loaded: LoadedConfig) -> None:
+    rounds = loaded.config.run.rounds
+    if late := [stage.from_round for stage in schedule.stages if stage.from_round > rounds]:
+        log.warning("freezing opens more from round %s on, and the run ends with round %d", late[0], rounds)
 
 
 def _new_history(directory: RunDirectory, model: ModelState, sha256: str, run_id: str, seconds: float) -> History:

@@ -14,10 +14,13 @@ def summarise(federation: Federation) -> dict[str, Any]:
     return {
         "run_id": federation.run_id,
         "state": federation.state,
+        "reason": federation.ended_for,
         "rounds_completed": federation.model.version,
         "target_rounds": federation.config.run.rounds,
         "mode": federation.config.federation.mode,
         "tasks": federation.ledger.scoreboard.latest(),
+        "best": federation.course.best(),
+        "stopped": federation.course.stopped(federation.model.version),
         "history": federation.ledger.scoreboard.history(),
         "model": {**federation.summary_of_model.to_dict(), "sha256": federation.sha256},
         "plan": federation.model.plan.digest,

@@ -100,6 +100,21 @@ class MadeUpWork:
         return work_done(work, self.welcome.tasks, self.welcome.client_id, self.examples)
 
 
+class Tabled(MadeUpWork):
+    """Reports these values, version by version, as every metric."""
+
+    def __init__(self, *values: float) -> None:
+        super().__init__()
+        self.values = values
+        self.evaluated: list[int] = []
+
+    def evaluate(self, work: Work, *rest: Any) -> Any:  # noqa: ANN401  # passed on
+        self.evaluated.append(work.version)
+        found = super().evaluate(work, *rest)
+        value = self.values[min(work.version, len(self.values) - 1)]
+        return {t: r.model_copy(update={"metrics": dict.fromkeys(r.metrics, value)}) for t, r in found.items()}
+
+
 def evaluation(welcome: Welcome, task: str, value: float) -> TaskEvaluation:
     """Every metric of a task at one value."""
     metrics: Any = welcome.specs[task]["metrics"]

@@ -9,6 +9,7 @@ the next coordinator is restored from the disk as `server.federation` does it. W
 * what counted is known when it comes again, also by the next process;
 * while a round closes, its folder in the spool holds what was acknowledged and nothing else;
 * nobody is asked who is away, in quarantine or still at older work, and no round begins or closes during a pause;
+* who has nothing to train is not asked to, and no round follows the last version;
 * an open round has its deadline, and in synchronous rounds it wants the work of whoever was asked and is there.
 """
 
@@ -54,6 +55,7 @@ from server.coordination import (
     UpdateRefused,
 )
 from server.coordinator import DEADLINE, Coordinator, Phase
+from server.outlook import Outlook
 from server.round import Quorum
 from server.rules import Kept, Rules
 
@@ -85,9 +87,13 @@ class Federation(RuleBasedStateMachine):
         ),
         asked=st.integers(1, 5),
         spare=st.integers(0, 2),
+        trained=st.just([frozenset("abc")]) | st.lists(st.frozensets(st.sampled_from("abc"), min_size=1), min_size=1),
+        last=st.sampled_from([99, 99, 99, 1, 2]),
     )
-    def begin(self, rules: Rules, asked: int, spare: int) -> None:
+    def begin(self, rules: Rules, asked: int, spare: int, trained: list[frozenset[str]], last: int) -> None:
         self.given, self.asked, self.spare = rules, asked, spare
+        #: The tasks that have something to train, by version over and over, and the version that is the last early.
+        self.trained, self.last = trained, last
         self.connected: set[str] = set()
         #: The disk: the round in which a file counts and its client, to the round it was trained for.
         self.files: dict[tuple[int, str], int] = {}
@@ -110,10 +116,15 @@ class Federation(RuleBasedStateMachine):
         drawn = sorted(eligible)[round_id % 2 :][: self.asked + self.spare] or sorted(eligible)
         return Cohort(frozenset(drawn), self.asked if self.spare or self.given.max_staleness else None)
 
+    def outlook(self) -> Outlook:
+        """What can be done from the version in hand: as its file says, so the same for every process."""
+        end = "no better" if self.version == self.last else ""
+        return Outlook(self.trained[self.version % len(self.trained)], end)
+
     def start(self) -> None:
         """A process begins, from the disk."""
         self.version = self.durable
-        self.decisions = Coordinator(self.given, self.sample, self.version)
+        self.decisions = Coordinator(self.given, self.sample, self.version, self.outlook())
         self.decisions.quarantine.restore(
             [(c, number) for c, number in self.strikes if number > self.quarantined.get(c, (0, 0))[0]],
             [(c, until) for c, (_, until) in self.quarantined.items()],
@@ -167,6 +178,7 @@ class Federation(RuleBasedStateMachine):
                 assert round_id == self.version + 1
                 assert len(self.connected) >= self.given.min_clients
                 assert self.folding is None
+                assert self.version != self.last
                 self.cohort = trainers
             case Dispatch(client_id, round_id, version, train):
                 assert client_id in self.connected
@@ -176,6 +188,7 @@ class Federation(RuleBasedStateMachine):
                 assert not train or self.acknowledged.get(client_id) != round_id
                 self.delayed.discard(client_id)
                 if train:
+                    assert TASK_OF[client_id] & self.outlook().trained, "it has nothing to train"
                     older = self.work.get(client_id, round_id)
                     assert older == round_id or client_id in self.anew, "it is still at work"
                     self.work[client_id] = round_id
@@ -218,7 +231,7 @@ class Federation(RuleBasedStateMachine):
                 self.timers.discard(name)
             case Finish(state):
                 assert state == "finished"
-                assert self.version == self.given.target_rounds
+                assert self.version in (self.given.target_rounds, self.last)
                 self.over = True
             case _:
                 pass
@@ -431,7 +444,7 @@ class Federation(RuleBasedStateMachine):
         self.in_versions[folded.round_id] = list(self.acknowledged.items())
         self.acknowledged = {}
         self.version += 1
-        self.tell(Aggregated(folded.round_id))
+        self.tell(Aggregated(folded.round_id, self.outlook()))
 
     @precondition(lambda self: self.durable < self.version)
     @rule()

@@ -200,6 +200,16 @@ def test_a_rewind_forgets_everything_after_a_version_and_nothing_else(history: H
     assert history.last_commit() == 1
 
 
+def test_a_version_is_judged_once_more_when_its_round_is_repeated_and_forgotten_with_it(history: History) -> None:
+    to_version_three(history)
+    history.record_judgement(0, {"a": {"accuracy": 0.5}})
+    history.record_judgement(2, {"a": {"accuracy": 0.6}})
+    history.record_judgement(2, {"a": {"accuracy": 0.7, "loss": 1.0}})
+    assert history.judgements() == {0: {"a": {"accuracy": 0.5}}, 2: {"a": {"accuracy": 0.7, "loss": 1.0}}}
+    history.rewind(1)
+    assert list(history.judgements()) == [0]
+
+
 def test_a_rewind_is_all_or_nothing(history: History, tmp_path: Path) -> None:
     to_version_three(history)
     with sqlite3.connect(tmp_path / "run.db") as other:

@@ -88,6 +88,34 @@ def test_when_one_slot_cannot_move_none_has_moved() -> None:
         assert model.encoded(slot_id) is encoded
 
 
+def test_the_next_version_may_freeze_other_slots_and_keeps_what_was_encoded() -> None:
+    model = state()
+    model.encode()
+    before, digest = model.encoded("body@mood+topic"), model.digest_of(PLAN.slice({"mood"}))
+    frozen = PLAN.freeze(["head.mood@mood"])
+    trained: list[bool] = []
+
+    def step(slot: Slot, value: Tensor) -> Tensor:
+        trained.append(slot.frozen)
+        return value
+
+    model.advance(step, frozen)
+    assert (model.version, model.plan) == (1, frozen)
+    assert not any(trained), "the fold sees the plan that was trained under"
+    assert model.encoded("body@mood+topic") is before
+    assert model.digest_of(frozen.slice({"mood"})) == digest
+
+
+@pytest.mark.parametrize(
+    "other", [SharingPlan.separate(BLUEPRINT), PLAN.reside(["body@mood+topic"], "client")], ids=["split", "moved"]
+)
+def test_the_next_version_has_the_same_slots(other: SharingPlan) -> None:
+    model = state()
+    with pytest.raises(PlanError, match="frozen slots only"):
+        model.advance(lambda _, value: value + 1, other)
+    assert (model.version, model.plan) == (0, PLAN)
+
+
 def test_the_digest_of_a_slice_tells_its_values() -> None:
     model, same, other = state(seed=1), state(seed=1), state(seed=2)
     mood, both = PLAN.slice({"mood"}), PLAN.slice({"mood", "topic"})

@@ -53,6 +53,22 @@ def reduced(
     return model, before
 
 
+def test_a_late_delta_of_a_slot_that_is_frozen_by_now_weighs_nothing(tmp_path: Path) -> None:
+    """It was made under a plan in which the slot was open; what else the update brings counts."""
+    now, following = PLAN.freeze(["body@mood+topic", "head.mood@mood"]), PLAN.freeze(["head.mood@mood"])
+    model = state(now)
+    before = dict(model.values)
+    updates = [spooled(tmp_path, c, 1, deltas_of(c), EXAMPLES[c]) for c in "pr"]
+    late = dict.fromkeys("pr", 0.5)
+    reduce_round(
+        model, updates, {c: EXAMPLES[c] for c in "pr"}, "uniform", DEFAULT, discounts=late, next_plan=following
+    )
+    assert model.plan == following
+    still = {slot.id for slot in PLAN.slots if model.values[slot.id] is before[slot.id]}
+    assert {"body@mood+topic", "head.mood@mood"} <= still
+    assert not {"table@mood+topic", "head.topic@topic", "scalar@mood+topic"} & still
+
+
 def formula(before: Tensor, slot_id: str, clients: str, omega: Mapping[str, float], plan: SharingPlan) -> Tensor:
     """theta + sum_t omega_t sum_{k in t} (n_k / N_t) delta_k in float64, as it is written."""
     slot = plan.by_id[slot_id]

@@ -94,6 +94,13 @@ def test_the_first_and_the_newest_versions_are_kept(directory: RunDirectory, kee
     assert directory.versions() == left
 
 
+def test_the_best_versions_stay_and_take_no_place(directory: RunDirectory) -> None:
+    for version in range(7):
+        directory.commit(state(version=version))
+    directory.prune(2, 6, also={2, 4, 6})
+    assert directory.versions() == [0, 2, 4, 5, 6]
+
+
 def test_versions_newer_than_the_committed_one_take_no_place(directory: RunDirectory) -> None:
     for version in (0, 1, 2, 7, 8, 9):
         directory.commit(state(version=version))
