@@ -21,7 +21,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -102,7 +102,9 @@ class FrozenValues:
             path = self._path(run_id, key)
             try:
                 payload = _payload(path, key)
-            except (OSError, ValueError) as error:
+            except OSError as error:
+                self._spoil(path, key, error.strerror or str(error))
+            except ValueError as error:
                 self._spoil(path, key, str(error))
             else:
                 found[key] = payload
@@ -116,10 +118,12 @@ class FrozenValues:
         if not self._limit or wanted == known:
             return
         self._current, self._current_run = wanted & known, run_id
+        paths = {key: self._path(run_id, key) for key in values if key in wanted}
+        protected = frozenset(paths.values())
         try:
-            for key in values:
-                if key in wanted and key not in self._current:
-                    self._add(self._path(run_id, key), key, values[key], wanted)
+            for key, path in paths.items():
+                if key not in self._current:
+                    self._add(path, key, values[key], protected)
                     self._current |= {key}
         except OSError as error:
             self._complain("write", error)
@@ -136,7 +140,7 @@ class FrozenValues:
 
     # --- one file
 
-    def _add(self, path: Path, key: ValueKey, payload: memoryview, wanted: frozenset[ValueKey]) -> None:
+    def _add(self, path: Path, key: ValueKey, payload: memoryview, wanted: Container[Path]) -> None:
         if key not in self._spoilt and path.is_file():
             self._touch(path)
             return
@@ -157,13 +161,13 @@ class FrozenValues:
             raise
         self._spoilt.discard(key)
 
-    def _make_room(self, nbytes: int, wanted: frozenset[ValueKey]) -> bool:
+    def _make_room(self, nbytes: int, wanted: Container[Path]) -> bool:
         """Remove what is longest unused until so many bytes fit; False when they can't."""
         files = [file for folder in _folders(self._folder) for file in self._files(folder)]
         total = sum(file.nbytes for file in files)
         for file in sorted(files, key=lambda file: (file.used, file.path)):
             dead = file.key is None and time.time() - file.used > _ABANDONED_S
-            if dead or (total + nbytes > self._limit and file.key is not None and file.key not in wanted):
+            if dead or (total + nbytes > self._limit and file.key is not None and file.path not in wanted):
                 file.path.unlink(missing_ok=True)
                 total -= file.nbytes
         return total + nbytes <= self._limit
