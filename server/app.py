@@ -82,14 +82,14 @@ def _add_api(app: FastAPI, federation: Federation, operators: OperatorGate) -> N
         rows = federation.ledger.scoreboard.history()
         if not slots:
             return rows
-        counted = federation.history.slot_bytes_by_round()
+        counted = federation.ledger.slots_of()
         return [{**row, "slots": as_rows(counted.get(row["round"], {}))} for row in rows]
 
     @app.get("/api/v1/rounds/{number}")
     def one_round(number: int) -> dict[str, Any]:
         for row in federation.ledger.scoreboard.history():
             if row["round"] == number:
-                slots = as_rows(federation.history.slot_bytes(number))
+                slots = as_rows(federation.ledger.slots_of(number).get(number, {}))
                 return {**row, "slots": slots, "updates": federation.history.updates(number)}
         raise HTTPException(404, f"round {number} is not done; {federation.model.version} are")
 

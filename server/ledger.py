@@ -22,7 +22,7 @@ from server.prometheus import Measures
 from server.records import OpenRound, Participant, Traffic
 from server.round import Examples
 from server.scoreboard import RoundRecord, Scoreboard
-from server.slot_traffic import SlotTraffic, by_group
+from server.slot_traffic import SlotBytes, SlotTraffic, by_group
 from server.spool import SpooledUpdate
 
 log = logging.getLogger("fedmtl.server")
@@ -66,6 +66,8 @@ class Ledger:
             version, history.rounds(), history.updates(), history.evaluations(), history.group_bytes()
         )
         self.slots = SlotTraffic(history.slot_bytes(version + 1))
+        #: Of rounds that are closed and not in the history yet.
+        self._unrecorded: dict[int, dict[str, SlotBytes]] = {}
         before = self.scoreboard.rounds.values()
         self.traffic = Traffic(sum(r.bytes_down for r in before), sum(r.bytes_up for r in before))
         self.started = time.time() - sum(r.seconds for r in before)
@@ -178,7 +180,7 @@ class Ledger:
         for counts in contributions.values():
             for task, count in counts.items():
                 examples[task] = examples.get(task, 0) + count
-        current.slots = self.slots.take()
+        current.slots = self._unrecorded[current.round_id] = self.slots.take()
         self.measures.round_seconds.observe(now - current.started)
         self.scoreboard.rounds[current.round_id] = RoundRecord(
             current.round_id,
@@ -214,6 +216,13 @@ class Ledger:
             bytes_up=done.bytes_up,
             slots=current.slots,
         )
+        self._unrecorded.pop(current.round_id, None)
+
+    def slots_of(self, round_id: int | None = None) -> dict[int, dict[str, SlotBytes]]:
+        """Payload bytes per slot of one round, or of all; blocks, and may be called from any thread."""
+        # In this order: what is recorded meanwhile is found in both places.
+        found = self._unrecorded.copy()
+        return self._history.slot_bytes_by_round(round_id) | found
 
     def record_end(self, version: int) -> None:
         """Put what was counted since the last version into the history, for who goes on; blocks, for the lane."""

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 from client.display import Display
 from client.frozen_values import FOLDER, FrozenValues
 from client.session import Identity, Session
-from common.messages import DataReport, Ready, Rejected, UpdateAck
+from common.messages import DataReport, Heartbeat, Ready, Rejected, UpdateAck
 from common.plan import SharingPlan, Slot
 from common.tensors import NUMPY_DTYPES, encode_tensor
 from common.value_key import KEY_BYTES, MAX_HELD
@@ -145,6 +145,7 @@ async def test_the_api_shows_bytes_by_slot_and_refuses_what_is_frozen(programs: 
         await client.introduce("sst2_client", tasks=("sst2",))
         report = DataReport(train=10, validation=4, source="made up")
         # As long as such a list may be, and of nothing that this model has.
+        await client.send(Heartbeat(sequence=0))
         await client.send(Ready(tasks={"sst2": report}, held=bytes(KEY_BYTES * MAX_HELD)))
         work = await client.take_work()
         assert not any(header.held for header in work.tensors)

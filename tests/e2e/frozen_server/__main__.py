@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 from typing import Literal
+from unittest.mock import patch
 
-import server.start
 from common.blueprint import Blueprint
 from common.plan import SharingPlan
 from common.selectors import select
@@ -19,7 +19,7 @@ def _frozen_plan(mode: Literal["mtl", "per_task"], blueprint: Blueprint) -> Shar
     return plan.freeze(slot.id for slot in plan.slots if slot.parameter in chosen)
 
 
-server.start.initial_plan = _frozen_plan
+patch("server.start.initial_plan", _frozen_plan).start()
 
 if __name__ == "__main__":
     app()
