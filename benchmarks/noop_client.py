@@ -7,11 +7,13 @@ import argparse
 import asyncio
 import threading
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from client.display import Display
+from client.frozen_values import FrozenValues
 from client.session import Identity, Session
 from client.workload import Progress, Received, TrainedUpdate
 from common.event_loop import loop_factory
@@ -21,9 +23,14 @@ from common.tensors import NUMPY_DTYPES, EncodedTensor, encode_tensor
 
 
 class ConstantWorkload:
-    """Answers every round with the same dense deltas, encoded once: no training, no torch."""
+    """Answers every round with the same dense deltas, encoded once: no training, no torch.
 
-    def __init__(self) -> None:
+    Args:
+        seconds: how long to pretend to train.
+    """
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self._seconds = seconds
         self._tensors: tuple[EncodedTensor, ...] = ()
         self._metrics: dict[str, Any] = {}
 
@@ -50,6 +57,7 @@ class ConstantWorkload:
         cancelled: threading.Event,
     ) -> TrainedUpdate:
         """The constant update."""
+        cancelled.wait(self._seconds)
         if not self._tensors:
             self._tensors = tuple(
                 encode_tensor(slot.id, np.full(slot.shape, 1e-6, NUMPY_DTYPES[slot.dtype])) for slot in slice_.trainable
@@ -58,11 +66,21 @@ class ConstantWorkload:
         return TrainedUpdate(dict.fromkeys(sorted(slice_.tasks), done), self._tensors)
 
 
-def take_part(server: str, client_id: str, task: str) -> None:
-    """Be a client of the server at ``ws://HOST:PORT/ws`` until the run is over."""
+def take_part(server: str, client_id: str, task: str, *, state_dir: Path | None = None, seconds: float = 0.0) -> None:
+    """Be a client of the server at ``ws://HOST:PORT/ws`` until the run is over.
+
+    Args:
+        server: the address.
+        client_id: who it is.
+        task: its task.
+        state_dir: where frozen slots are kept; None keeps none.
+        seconds: how long to pretend to train.
+    """
     identity = Identity(server, client_id, (task,), reconnect_s=10.0)
+    frozen = FrozenValues(state_dir) if state_dir is not None else None
+    session = Session(identity, ConstantWorkload(seconds), Display(terminal=False), frozen=frozen)
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
-        runner.run(Session(identity, ConstantWorkload(), Display(terminal=False)).run())
+        runner.run(session.run())
 
 
 def main() -> None:
@@ -71,8 +89,10 @@ def main() -> None:
     parser.add_argument("--client-id", required=True)
     parser.add_argument("--task", required=True)
     parser.add_argument("--server", required=True)
-    arguments = parser.parse_args()
-    take_part(arguments.server, arguments.client_id, arguments.task)
+    parser.add_argument("--state-dir", type=Path)
+    parser.add_argument("--seconds", type=float, default=0.0)
+    given = parser.parse_args()
+    take_part(given.server, given.client_id, given.task, state_dir=given.state_dir, seconds=given.seconds)
 
 
 if __name__ == "__main__":

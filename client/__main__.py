@@ -75,11 +75,17 @@ def run(
         Path | None,
         typer.Option(
             envvar="FEDMTL_STATE_DIR",
-            help="Where a finished update is kept until the server has it; "
+            help="Where a finished update is kept until the server has it, and what is frozen until the run is over; "
             "default: $XDG_STATE_HOME/fedmtl or ~/.local/state/fedmtl.",
             show_default=False,
         ),
     ] = None,
+    frozen_limit_mb: Annotated[
+        float,
+        typer.Option(
+            min=0, help="Most megabytes (10^6 bytes) of frozen slots in --state-dir, all runs together; 0: none."
+        ),
+    ] = 4000.0,
     verbose: Annotated[bool, typer.Option("--verbose", help="Log more.")] = False,
     log_format: Annotated[LogFormat, typer.Option(help="Lines for people, or a JSON object per line.")] = "text",
 ) -> None:
@@ -95,6 +101,7 @@ def run(
             raise ConfigError(f"--data {data}: there is no such file or folder")
         # Imported here, as torch takes a second that a mistyped command should not.
         from client.display import Display
+        from client.frozen_values import FrozenValues
         from client.kept_update import KeptUpdates, default_state_dir
         from client.local_workload import LocalWorkload
         from client.session import Identity, Session
@@ -102,12 +109,14 @@ def run(
 
         tls = client_tls(server, ca, cert, key)
         token = _token(token, token_file, server)
-        kept = KeptUpdates(state_dir or default_state_dir(), client_id)
+        state_dir = state_dir or default_state_dir()
+        kept = KeptUpdates(state_dir, client_id)
+        frozen = FrozenValues(state_dir, int(frozen_limit_mb * 1e6))
         workload = LocalWorkload(data, device, Shard.parse(shard) if shard else None, sync.value, threads)
         display = Display(terminal=None if log_format == "text" else False)
         identity = Identity(server, client_id, names, token, sync.value, reconnect_for, tls=tls)
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
-            code = runner.run(_take_part(Session(identity, workload, display, kept)))
+            code = runner.run(_take_part(Session(identity, workload, display, kept, frozen)))
     except FedmtlError as error:
         log.error("%s", error)  # noqa: TRY400  # a person needs the sentence, not our stack
         code = error.exit_code

@@ -1,6 +1,8 @@
-"""Work as it arrives on one connection: its announcement, its chunks, and what is held from the work before."""
+"""Work as it arrives on one connection: its announcement, its chunks, and what is held from before."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 from client.workload import Received
 from common.errors import ProtocolError
@@ -15,17 +17,25 @@ class IncomingWork:
         self._held: dict[str, tuple[TensorHeader, memoryview]] = {}
         self._open: tuple[Work, StreamReceiver, MemorySink] | None = None
 
+    def lacking(self, work: Work) -> list[TensorHeader]:
+        """Tensors that are said to be held, and that this connection has not brought."""
+        return [header for header in work.tensors if header.held and not self._holds(header)]
+
+    def provide(self, tensors: Iterable[tuple[TensorHeader, memoryview]]) -> None:
+        """Take payloads from elsewhere, which have the checksums of their headers."""
+        self._held |= {header.slot: (header, payload) for header, payload in tensors}
+
+    def _holds(self, header: TensorHeader) -> bool:
+        return header.slot in self._held and self._held[header.slot][0].checksum == header.checksum
+
     def announce(self, work: Work) -> tuple[Work, Received] | None:
         """Begin with new work, in place of any that is incomplete; returns it when there is nothing to wait for.
 
         Raises:
             ProtocolError: ``out_of_order``, when a tensor is said to be held and is not; ``too_large``.
         """
-        for header in work.tensors:
-            if header.held and (
-                header.slot not in self._held or self._held[header.slot][0].checksum != header.checksum
-            ):
-                raise ProtocolError("out_of_order", f"slot {header.slot!r} is said to be held, but it is not")
+        for header in self.lacking(work):
+            raise ProtocolError("out_of_order", f"slot {header.slot!r} is said to be held, but it is not")
         sink = MemorySink(work.tensors)
         self._open = (work, StreamReceiver(work.stream, work.tensors, sink), sink)
         return self._complete()

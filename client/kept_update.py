@@ -128,7 +128,7 @@ class KeptUpdates:
     """
 
     def __init__(self, state_dir: Path, client_id: str, disk: Disk = DURABLE) -> None:
-        self._folder = state_dir / _folder_name(client_id)
+        self._folder = state_dir / folder_name(client_id)
         self._disk = disk
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -213,7 +213,7 @@ class KeptUpdates:
             round_number: its round.
             wanted: what it asks for; None when it asks for no update.
         """
-        folder = self._folder / _folder_name(run_id)
+        folder = self._folder / folder_name(run_id)
         name = None if wanted is None else self._path(wanted).name
         try:
             for path in list(folder.iterdir()) if folder.is_dir() else []:
@@ -228,7 +228,7 @@ class KeptUpdates:
 
     def forget_run(self, run_id: str) -> None:
         """Remove everything kept for a run that is over."""
-        folder = self._folder / _folder_name(run_id)
+        folder = self._folder / folder_name(run_id)
         try:
             if folder.is_dir():
                 shutil.rmtree(folder)
@@ -244,10 +244,10 @@ class KeptUpdates:
 
     def _path(self, assignment: Assignment) -> Path:
         name = f"round-{assignment.round:05d}-{assignment.digest}{_SUFFIX}"
-        return self._folder / _folder_name(assignment.run_id) / name
+        return self._folder / folder_name(assignment.run_id) / name
 
 
-def _folder_name(name: str) -> str:
+def folder_name(name: str) -> str:
     """A name as a folder's name; one that comes off the wire must not lead out of the state folder."""
     return name if _PLAIN.fullmatch(name) else "sha256-" + hashlib.sha256(name.encode()).hexdigest()[:32]
 

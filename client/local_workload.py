@@ -41,7 +41,7 @@ class LocalWorkload:
         data: folder that relative paths of the tasks are resolved against, or one file of training rows.
         device: auto, cpu, cuda, cuda:N or mps.
         shard: the part of the rows that is this client's, where several share one source.
-        sync: with ``full`` an update holds every slot, those of other tasks unchanged.
+        sync: with ``full`` an update holds every slot that is not frozen, those of other tasks unchanged.
         threads: CPU threads for tensor operations; None leaves it to the server's settings.
     """
 
@@ -165,9 +165,9 @@ def _understood(model: type[Model], data: object) -> Model:
 
 
 def _unchanged(slice_: Slice, trained: Container[str]) -> list[EncodedTensor]:
-    """Zero deltas for the slots of a full synchronisation that this client does not train."""
+    """Zero deltas for the slots of a full synchronisation that others train; what is frozen never goes up."""
     return [
         encode_tensor(slot.id, np.zeros(slot.shape, NUMPY_DTYPES[slot.dtype]), dtype=slot.dtype)
         for slot in slice_.travelling
-        if slot.id not in trained
+        if slot.id not in trained and slot.trained_by
     ]

@@ -20,6 +20,8 @@ from websockets.asyncio.client import ClientConnection, connect
 
 from client.backoff import Backoff
 from client.display import Display
+from client.frozen_disk import FrozenDisk
+from client.frozen_values import FrozenValues
 from client.incoming import IncomingWork
 from client.kept_update import KeptUpdates, circumstances
 from client.preparation import Preparation
@@ -115,15 +117,22 @@ class Session:
         workload: data, model and training.
         display: shows progress to a person.
         kept: finished updates on disk; None keeps them in memory only.
+        frozen: values of frozen slots on disk; None has them sent on every connection.
     """
 
     def __init__(
-        self, identity: Identity, workload: Workload, display: Display, kept: KeptUpdates | None = None
+        self,
+        identity: Identity,
+        workload: Workload,
+        display: Display,
+        kept: KeptUpdates | None = None,
+        frozen: FrozenValues | None = None,
     ) -> None:
         self._identity = identity
         self._workload = workload
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="fedmtl-work")
         self._worker = Worker(workload, display, self._thread, self._fail, kept)
+        self._frozen = FrozenDisk(frozen)
         self._assets: dict[str, bytes] = {}
         self._preparation: Preparation | None = None
         self._welcomed_before = False
@@ -155,6 +164,7 @@ class Session:
                     if over.finished.state == "finished":
                         if self._welcome is not None:
                             self._worker.run_over(self._welcome.run_id)
+                            self._frozen.forget_run(self._welcome.run_id)
                         return over.finished
                     if over.finished.state != "stopped":
                         raise RunFailed(f"the run {over.finished.state}: {over.finished.reason}") from over
@@ -200,6 +210,7 @@ class Session:
             await asyncio.gather(running, return_exceptions=True)
         self._thread.shutdown(wait=False, cancel_futures=True)
         await asyncio.to_thread(self._worker.close)
+        await asyncio.to_thread(self._frozen.close)
 
     # --- one connection
 
@@ -306,11 +317,18 @@ class Session:
                     self._handle(reading.result())
                     reading = None
             loaded = preparing.result()
-            outbox.put(Ready(tasks=dict(loaded)))
+            held = await self._frozen.listed(welcome.run_id)
+            if held:
+                # The frame after the hello may not be long, see docs/protocol.md.
+                outbox.put(Heartbeat(sequence=0))
+            outbox.put(Ready(tasks=dict(loaded), held=held))
             self._worker.attach(outbox, welcome.chunk_bytes, circumstances(welcome, loaded, self._identity.sync))
             while True:
-                self._handle(await reading if reading is not None else await self._receive(socket))
+                message = await reading if reading is not None else await self._receive(socket)
                 reading = None
+                if isinstance(message, Work):
+                    await self._frozen.supply(self._incoming, message)
+                self._handle(message)
         finally:
             if reading is not None:
                 reading.cancel()
@@ -408,6 +426,7 @@ class Session:
             self._worked = True
             failpoint("client.work_received")
             self._worker.begin(*arrived)
+            self._frozen.keep(*arrived)
 
     def _fail(self, error: Exception) -> None:
         """End the session with an error of our own."""

@@ -22,8 +22,11 @@ from pydantic import (
     Field,
     InstanceOf,
     JsonValue,
+    field_validator,
     model_validator,
 )
+
+from common.value_key import KEY_BYTES, MAX_HELD, ValueKey
 
 #: The protocol version this code speaks; a peer lists the ones it speaks in `Hello`.
 PROTOCOL_VERSION: Final = 1
@@ -104,7 +107,8 @@ class TensorHeader(WireModel):
         rows: number of rows in the payload when `encoding` is ``rows``, else None.
         nbytes: length of the whole payload.
         checksum: XXH3-64 of the whole payload.
-        held: the receiver already has this value (same slot, same checksum) from this connection; no chunk follows.
+        held: the receiver already has this value: from this connection (same slot, same checksum), or on its disk, as
+            it said in `Ready.held` (same checksum, same size); no chunk follows.
     """
 
     slot: SlotId
@@ -115,6 +119,11 @@ class TensorHeader(WireModel):
     nbytes: Count
     checksum: U64
     held: bool = False
+
+    @property
+    def key(self) -> ValueKey:
+        """The name of the payload."""
+        return ValueKey(self.checksum, self.nbytes)
 
     @property
     def numel(self) -> int:
@@ -226,10 +235,24 @@ class Hello(WireModel):
 
 
 class Ready(WireModel):
-    """The client's data is loaded and valid; from now on the server may send `Work`."""
+    """The client's data is loaded and valid; from now on the server may send `Work`.
+
+    Attributes:
+        tasks: what was loaded for each task.
+        held: payloads that the client has on its disk (`common.value_key.pack_keys`): the first work that is sent
+            completely need not bring them.
+    """
 
     type: Literal["ready"] = "ready"
     tasks: Annotated[dict[Name, DataReport], Field(max_length=256)]
+    held: Annotated[bytes, Field(max_length=KEY_BYTES * MAX_HELD)] = b""
+
+    @field_validator("held")
+    @classmethod
+    def _whole_names(cls, held: bytes) -> bytes:
+        if len(held) % KEY_BYTES:
+            raise ValueError(f"{len(held)} bytes are no list of {KEY_BYTES} bytes each")
+        return held
 
 
 class EvaluationReport(WireModel):

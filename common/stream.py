@@ -78,12 +78,25 @@ def chunk_frames(stream: int, tensors: Sequence[EncodedTensor], chunk_bytes: int
     """
     _require_chunk_bytes(chunk_bytes)
     for index, tensor in enumerate(tensors):
-        if tensor.header.held:
-            continue
-        offset = 0
-        for data in _pieces(tensor.parts, chunk_bytes):
-            yield chunk_frame(stream, index, offset, data)
-            offset += data.nbytes
+        yield from tensor_frames(stream, index, tensor, chunk_bytes)
+
+
+def tensor_frames(stream: int, index: int, tensor: EncodedTensor, chunk_bytes: int) -> Iterator[bytes]:
+    """The chunk frames of one tensor of a stream; none when it is held or empty.
+
+    Args:
+        stream: the stream's id, as announced.
+        index: the tensor's place in the list of headers.
+        tensor: what to send.
+        chunk_bytes: most bytes of data per frame, a positive multiple of 8.
+    """
+    _require_chunk_bytes(chunk_bytes)
+    if tensor.header.held:
+        return
+    offset = 0
+    for data in _pieces(tensor.parts, chunk_bytes):
+        yield chunk_frame(stream, index, offset, data)
+        offset += data.nbytes
 
 
 def asset_frames(stream: int, content: bytes, chunk_bytes: int) -> Iterator[bytes]:

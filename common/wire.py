@@ -30,6 +30,8 @@ MAX_ENTRIES: Final = 2**22
 # strings use msgpack's longer form so that the header has 64 bytes and `data` keeps the frame's alignment.
 # A peer may write the same map in any other valid way; reading that is then merely slower.
 _CHUNK: Final = struct.Struct(">13s8sI8sI9sQ6sI")
+#: Bytes of a chunk's frame, as this code writes it, that are not data.
+CHUNK_OVERHEAD: Final = _CHUNK.size + CHECKSUM_BYTES
 _TYPE: Final = b"\x85\xd9\x04type\xa5chunk"
 _STREAM: Final = b"\xa6stream\xce"
 _TENSOR: Final = b"\xa6tensor\xce"

@@ -68,7 +68,7 @@ def check_update(
         slice_: the slice the client was sent.
         tasks: the client's tasks.
         full: the client synchronises the whole model: deltas of slots it does not train are taken
-            off the wire and weigh nothing.
+            off the wire and weigh nothing. Slots that nobody may train are refused from it too.
 
     Raises:
         UpdateRejected: with the protocol's name of what is wrong.
@@ -95,6 +95,8 @@ def check_update(
                 "task_not_allowed" if known else "unknown_slot",
                 f"slot {tensor.slot!r} {'belongs to other tasks' if known else 'is not in the plan'}",
             )
+        if not slot.trained_by:
+            raise UpdateRejected("task_not_allowed", f"slot {tensor.slot!r} is frozen: nobody may train it")
         if not full and not slot.trained_by & header.tasks.keys():
             raise UpdateRejected("task_not_allowed", f"slot {tensor.slot!r} is not trained by {sorted(header.tasks)}")
         if tensor.slot in seen or tensor.held:

@@ -24,6 +24,7 @@ from server.gate import Gate
 from server.operator_api import OperatorGate, add_operator_api
 from server.prometheus import exposition, registry_of
 from server.run_directory import DOWNLOAD_PREFIX, load_version
+from server.slot_traffic import as_rows
 
 
 def create_app(federation: Federation, gate: Gate) -> FastAPI:
@@ -79,14 +80,19 @@ def _add_api(app: FastAPI, federation: Federation, operators: OperatorGate) -> N
         return status_of(federation)
 
     @app.get("/api/v1/rounds")
-    async def rounds() -> list[dict[str, Any]]:
-        return federation.ledger.scoreboard.history()
+    def rounds(slots: bool = False) -> list[dict[str, Any]]:
+        rows = federation.ledger.scoreboard.history()
+        if not slots:
+            return rows
+        counted = federation.ledger.slots_of()
+        return [{**row, "slots": as_rows(counted.get(row["round"], {}))} for row in rows]
 
     @app.get("/api/v1/rounds/{number}")
     def one_round(number: int) -> dict[str, Any]:
         for row in federation.ledger.scoreboard.history():
             if row["round"] == number:
-                return {**row, "updates": federation.history.updates(number)}
+                slots = as_rows(federation.ledger.slots_of(number).get(number, {}))
+                return {**row, "slots": slots, "updates": federation.history.updates(number)}
         raise HTTPException(404, f"round {number} is not done; {federation.model.version} are")
 
     @app.get("/api/v1/clients")

@@ -32,17 +32,20 @@ from common.messages import (
     Refusal,
     Rejected,
     RoundClosed,
+    TensorHeader,
     UpdateAck,
     UpdateHeader,
     Work,
 )
 from common.outbox import Outbox, OutboxFull
-from common.stream import StreamReceiver, asset_frames, chunk_frames
+from common.stream import StreamReceiver, asset_frames, tensor_frames
 from common.tensors import EncodedTensor
-from common.wire import decode_frame, encode_frame
+from common.value_key import unpack_keys
+from common.wire import CHUNK_OVERHEAD, decode_frame, encode_frame
 from server.admission import RunIsOver
 from server.authentication import Credentials
 from server.gate import FAILURES, Visit
+from server.holdings import Holdings
 from server.link import Link
 from server.spool import SpooledUpdate, SpoolWriter
 from server.tls import peer_of
@@ -70,6 +73,7 @@ class _Upload:
     header: UpdateHeader
     receiver: StreamReceiver
     writer: SpoolWriter
+    groups: list[str]
 
 
 class Connection:
@@ -104,7 +108,9 @@ class Connection:
         self._link = Link()
         self._outbox = Outbox()
         self._upload: _Upload | None = None
-        self._sent: dict[str, int] = {}
+        self._holdings = Holdings()
+        #: Slot, group and bytes of the payload in the frame that is being sent, where it has one.
+        self._payload: tuple[str, str, int] | None = None
         self._stream = 0
         self._heard = 0.0
         self._occupied = False
@@ -132,26 +138,33 @@ class Connection:
             self.close()
 
     def send_work(self, work: Work, tensors: Sequence[EncodedTensor]) -> None:
-        """Send a round's work and the tensors that this connection has not carried yet.
+        """Send a round's work and the tensors that the client does not have.
 
         Work that was still being sent is dropped: its round is over.
         """
         self._stream += 1
         self._evaluations_left = self._limits.updates_per_round
         self._excess_announced = False
-        outgoing = [
-            tensor.as_held() if self._sent.get(tensor.header.slot) == tensor.header.checksum else tensor
-            for tensor in tensors
-        ]
+        outgoing = self._holdings.outgoing(tensors)
         headers = tuple(tensor.header for tensor in outgoing)
         announced = work.model_copy(update={"stream": self._stream, "tensors": headers})
-        self._outbox.put_transfer(self._work_frames(announced, outgoing), replace=True)
+        frames = self._work_frames(announced, outgoing, self._groups_of(headers))
+        self._outbox.put_transfer(frames, replace=True)
 
-    def _work_frames(self, work: Work, tensors: Sequence[EncodedTensor]) -> Iterator[bytes]:
+    def _work_frames(self, work: Work, tensors: Sequence[EncodedTensor], groups: Sequence[str]) -> Iterator[bytes]:
         yield encode_frame(work)
-        yield from chunk_frames(work.stream, tensors, self._limits.chunk_bytes)
-        # What the client holds from now on: the last complete work, and nothing of earlier ones.
-        self._sent = {tensor.header.slot: tensor.header.checksum for tensor in tensors}
+        for index, (tensor, group) in enumerate(zip(tensors, groups, strict=True)):
+            slot = tensor.header.slot
+            self._reception.ledger.slots.sent(slot, group, 0)
+            for frame in tensor_frames(work.stream, index, tensor, self._limits.chunk_bytes):
+                self._payload = (slot, group, len(frame) - CHUNK_OVERHEAD)
+                yield frame
+        self._holdings.delivered(tensors)
+
+    def _groups_of(self, headers: Sequence[TensorHeader]) -> list[str]:
+        """The group of each tensor's parameter, under the plan that holds now."""
+        plan = self._reception.model.plan
+        return [plan.by_id[header.slot].spec.group for header in headers]
 
     def dismiss(self, message: RoundClosed) -> None:
         """Tell the client that a round is over without it; what was still on its way is dropped."""
@@ -256,7 +269,10 @@ class Connection:
                     await asyncio.sleep(FAREWELL_S)
                 await self._socket.close(CLOSE_OK)
                 return
+            payload, self._payload = self._payload, None
             await self._transmit(frame)
+            if payload is not None:
+                self._reception.ledger.slots.sent(*payload)
 
     async def _transmit(self, frame: bytes) -> None:
         await self._socket.send_bytes(frame)
@@ -315,6 +331,7 @@ class Connection:
             case UpdateHeader():
                 await self._begin_upload(message)
             case Ready():
+                self._holdings.listed(unpack_keys(message.held))
                 self._reception.joined(self, message)
             case EvaluationReport():
                 self._count_evaluation()
@@ -346,6 +363,7 @@ class Connection:
             if verdict != "wanted":
                 self._answer_again(header, verdict)
                 return
+            groups = self._groups_of(header.tensors)
             directory = self._reception.directory
             writer = await asyncio.to_thread(SpoolWriter, directory.spool, header, self.client_id, directory.disk)
             try:
@@ -353,7 +371,7 @@ class Connection:
             except ProtocolError:
                 writer.abandon()
                 raise
-            self._upload = _Upload(header, receiver, writer)
+            self._upload = _Upload(header, receiver, writer, groups)
             failpoint("upload.announced")
             await self._commit_if_complete()
         except (ProtocolError, OSError) as error:
@@ -375,6 +393,8 @@ class Connection:
             return  # of an update that was refused or is known: its frames may still be on their way
         try:
             await asyncio.to_thread(upload.receiver.accept, chunk)
+            slot, group = upload.header.tensors[chunk.tensor].slot, upload.groups[chunk.tensor]
+            self._reception.ledger.slots.received(slot, group, memoryview(chunk.data).nbytes)
             failpoint("upload.receiving")
             await self._commit_if_complete()
         except (ProtocolError, OSError) as error:

@@ -205,6 +205,7 @@ class Federation:
                 staleness = version - header.version
                 kept[update.client_id] = Kept(frozenset(header.tasks), examples, staleness)
                 counted[update.client_id] = header.round
+        self.ledger.restored(self._updates.values(), self.model.plan)
         if kept:
             log.info("round %d goes on with the updates of %s", version + 1, ", ".join(sorted(kept)))
         present = self.history.get("present") or {"round": 0, "clients": {}}
@@ -434,10 +435,11 @@ class Federation:
         self.sha256 = self.directory.commit(self.model)
         seconds = time.time() - began
         plan = self.model.plan
+        current.phases["commit"] = seconds
+        # Before the commit counts: a server that is killed now makes this round again, and writes it anew.
+        self.ledger.record_round(current)
         self.history.record_commit(self.model.version, self.sha256, plan.to_dict(), plan.digest, seconds)
         failpoint("commit.recorded")
-        current.phases["commit"] = seconds
-        self.ledger.record_round(current)
         # The updates that made this version stay until the next one is there: should its file be damaged, they make it
         # again.
         self._spool.discard(self.model.version - 1)
@@ -490,6 +492,7 @@ class Federation:
             # Should this process be killed now, the next one tells them.
             self.history.set("unaware", sorted(self._farewell.unaware))
             self._spool.discard(self.model.version)
+        self.ledger.record_end(self.model.version)
         self.directory.write_summary(self.summary())
 
     async def drained(self, patience_s: float) -> None:

@@ -1,4 +1,4 @@
-"""The run's history in SQLite (WAL): rounds, updates, evaluations, clients, plans,
+"""The run's history in SQLite (WAL): rounds, bytes per slot, updates, evaluations, clients, plans,
 refusals, quarantines, events.
 
 One process writes; others may read the file at any time. Methods block and may be called from any thread.
@@ -18,10 +18,12 @@ from typing import Any, Final
 from common.durable import DURABLE, Disk
 from common.errors import ConfigError
 from common.failpoints import failpoint
+from server.slot_traffic import SlotBytes
 
 #: Seconds to wait for another program that holds the file.
 BUSY_S: Final = 10.0
-#: Format of the tables, kept in the file.
+#: Format of the tables, kept in the file. Tables that are only added (``slots``, ``slot_bytes``) don't change it: they
+#: are made in an older file, where rounds of before have no rows.
 FORMAT: Final = 2
 SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS run (key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -29,6 +31,10 @@ CREATE TABLE IF NOT EXISTS rounds (
     round INTEGER PRIMARY KEY, attempt INTEGER NOT NULL, started REAL NOT NULL, finished REAL NOT NULL,
     seconds REAL NOT NULL, phases TEXT NOT NULL, cohort TEXT NOT NULL,
     bytes_down INTEGER NOT NULL, bytes_up INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS slots (number INTEGER PRIMARY KEY, slot TEXT NOT NULL UNIQUE, family_group TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS slot_bytes (
+    round INTEGER NOT NULL, slot INTEGER NOT NULL, down INTEGER NOT NULL, up INTEGER NOT NULL,
+    PRIMARY KEY (round, slot)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS commits (
     version INTEGER PRIMARY KEY, at REAL NOT NULL, sha256 TEXT NOT NULL, plan TEXT NOT NULL, seconds REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS updates (
@@ -52,6 +58,7 @@ CREATE TABLE IF NOT EXISTS quarantine (
 CREATE TABLE IF NOT EXISTS plans (digest TEXT PRIMARY KEY, since_version INTEGER NOT NULL, plan TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS events (id INTEGER PRIMARY KEY, at REAL NOT NULL, kind TEXT NOT NULL, detail TEXT NOT NULL);
 """
+_COUNTED: Final = "slot_bytes JOIN slots ON number = slot_bytes.slot"
 
 
 class History:
@@ -192,13 +199,24 @@ class History:
         cohort: list[str],
         bytes_down: int,
         bytes_up: int,
+        slots: Mapping[str, SlotBytes] | None = None,
     ) -> None:
-        """A round is over; times in seconds since the epoch, bytes as they crossed the connections."""
-        self._write(
-            "INSERT OR REPLACE INTO rounds VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        """A round is over; times in seconds since the epoch, bytes as they crossed the connections.
+
+        `slots` are the bytes of payloads per slot. One transaction.
+        """
+        row = (
             *(round_id, attempt, started, finished, finished - started),
             *(json.dumps(dict(phases)), json.dumps(cohort), bytes_down, bytes_up),
         )
+        with self._transaction() as connection:
+            connection.execute("INSERT OR REPLACE INTO rounds VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+            _put_slots(connection, round_id, slots or {})
+
+    def record_slots(self, round_id: int, slots: Mapping[str, SlotBytes]) -> None:
+        """Payload bytes per slot of a round that is not over, in place of what was recorded of it. One transaction."""
+        with self._transaction() as connection:
+            _put_slots(connection, round_id, slots)
 
     def record_event(self, number: int, kind: str, detail: Mapping[str, Any]) -> None:
         """Something happened that a person may want to read; numbers ascend."""
@@ -233,6 +251,7 @@ class History:
             for table, column in (
                 *(("commits", "version"), ("rounds", "round"), ("updates", "round"), ("evaluations", "version")),
                 *(("plans", "since_version"), ("refusals", "round"), ("strikes", "round"), ("judgements", "version")),
+                ("slot_bytes", "round"),
             ):
                 # Of the tables' names none comes from outside.
                 connection.execute(f"DELETE FROM {table} WHERE {column} > ?", (version,))  # noqa: S608
@@ -263,6 +282,33 @@ class History:
     def rounds(self) -> list[dict[str, Any]]:
         """Every finished round, ascending."""
         return [_decoded(row, "phases", "cohort") for row in self._read("SELECT * FROM rounds ORDER BY round")]
+
+    def slot_bytes(self, round_id: int) -> dict[str, SlotBytes]:
+        """Slot id to the bytes of its payloads in one round, in the order in which slots first travelled."""
+        return self.slot_bytes_by_round(round_id).get(round_id, {})
+
+    def slot_bytes_by_round(self, round_id: int | None = None) -> dict[int, dict[str, SlotBytes]]:
+        """The same of every round, or of one."""
+        query = f"SELECT round, slots.slot, family_group, down, up FROM {_COUNTED}"  # noqa: S608  # a constant
+        if round_id is None:
+            rows = self._read(f"{query} ORDER BY round, number")
+        else:
+            rows = self._read(f"{query} WHERE round = ? ORDER BY number", round_id)
+        found: dict[int, dict[str, SlotBytes]] = {}
+        for number, slot, group, down, up in rows:
+            found.setdefault(number, {})[slot] = SlotBytes(group, down, up)
+        return found
+
+    def group_bytes(self) -> dict[int, dict[str, dict[str, int]]]:
+        """Round to group of slots to the bytes of its payloads, ``down`` and ``up``."""
+        query = (
+            f"SELECT round, family_group, sum(down) AS down, sum(up) AS up FROM {_COUNTED} "  # noqa: S608  # a constant
+            "GROUP BY round, family_group ORDER BY round, min(number)"
+        )
+        found: dict[int, dict[str, dict[str, int]]] = {}
+        for row in self._read(query):
+            found.setdefault(row["round"], {})[row["family_group"]] = {"down": row["down"], "up": row["up"]}
+        return found
 
     def updates(self, round_id: int | None = None) -> list[dict[str, Any]]:
         """Accepted updates, of one round or of all."""
@@ -324,6 +370,15 @@ class History:
     def _read(self, statement: str, *values: object) -> list[sqlite3.Row]:
         with self._lock:
             return self._connection.execute(statement, values).fetchall()
+
+
+def _put_slots(connection: sqlite3.Connection, round_id: int, slots: Mapping[str, SlotBytes]) -> None:
+    """Write a round's bytes per slot in place of what was there."""
+    connection.execute("DELETE FROM slot_bytes WHERE round = ?", (round_id,))
+    named = [(slot, count.group) for slot, count in slots.items()]
+    connection.executemany("INSERT OR IGNORE INTO slots (slot, family_group) VALUES (?, ?)", named)
+    rows = [(round_id, count.down, count.up, slot) for slot, count in slots.items()]
+    connection.executemany("INSERT INTO slot_bytes SELECT ?, number, ?, ? FROM slots WHERE slot = ?", rows)
 
 
 def _decoded(row: sqlite3.Row, *columns: str) -> dict[str, Any]:

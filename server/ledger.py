@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from common.log_context import set_log_context
 from common.messages import EvaluationReport, Ready
 from common.metrics import Evaluation
+from common.plan import SharingPlan
 from common.tasks import TaskSpec
 from server.connection import Connection
 from server.coordination import BeginRound
@@ -21,6 +22,7 @@ from server.prometheus import Measures
 from server.records import OpenRound, Participant, Traffic
 from server.round import Examples
 from server.scoreboard import RoundRecord, Scoreboard
+from server.slot_traffic import SlotBytes, SlotTraffic, by_group
 from server.spool import SpooledUpdate
 
 log = logging.getLogger("fedmtl.server")
@@ -39,6 +41,7 @@ class Ledger:
     Attributes:
         scoreboard: each version's quality.
         traffic: bytes of frames, of this process and those before.
+        slots: bytes of payloads per slot since the last round was closed.
         participants: every client that took part in this process's time.
         refusals: code to how often something was refused by that name.
         measures: what `/metrics` counts as it happens.
@@ -59,7 +62,12 @@ class Ledger:
         self._history = history
         self._target_rounds = target_rounds
         self._write = write
-        self.scoreboard = Scoreboard.restored(version, history.rounds(), history.updates(), history.evaluations())
+        self.scoreboard = Scoreboard.restored(
+            version, history.rounds(), history.updates(), history.evaluations(), history.group_bytes()
+        )
+        self.slots = SlotTraffic(history.slot_bytes(version + 1))
+        #: Of rounds that are closed and not in the history yet.
+        self._unrecorded: dict[int, dict[str, SlotBytes]] = {}
         before = self.scoreboard.rounds.values()
         self.traffic = Traffic(sum(r.bytes_down for r in before), sum(r.bytes_up for r in before))
         self.started = time.time() - sum(r.seconds for r in before)
@@ -161,12 +169,18 @@ class Ledger:
         self._write(self._history.record_update, *row)
         return nbytes
 
+    def restored(self, updates: Iterable[SpooledUpdate], plan: SharingPlan) -> None:
+        """These updates of the coming round were received before this process began."""
+        headers = [tensor for update in updates for tensor in update.header.tensors]
+        self.slots.received_before((h.slot, plan.by_id[h.slot].spec.group, h.nbytes) for h in headers)
+
     def closed(self, current: OpenRound, contributions: Mapping[str, Examples], now: float) -> None:
         """A round has made its version."""
         examples: dict[str, int] = {}
         for counts in contributions.values():
             for task, count in counts.items():
                 examples[task] = examples.get(task, 0) + count
+        current.slots = self._unrecorded[current.round_id] = self.slots.take()
         self.measures.round_seconds.observe(now - current.started)
         self.scoreboard.rounds[current.round_id] = RoundRecord(
             current.round_id,
@@ -177,6 +191,7 @@ class Ledger:
             phases=current.phases,
             examples=examples,
             attempts=current.attempt,
+            groups=by_group(current.slots),
         )
 
     def published(self, version: int) -> None:
@@ -199,7 +214,19 @@ class Ledger:
             cohort=current.cohort,
             bytes_down=done.bytes_down,
             bytes_up=done.bytes_up,
+            slots=current.slots,
         )
+        self._unrecorded.pop(current.round_id, None)
+
+    def slots_of(self, round_id: int | None = None) -> dict[int, dict[str, SlotBytes]]:
+        """Payload bytes per slot of one round, or of all; blocks, and may be called from any thread."""
+        # In this order: what is recorded meanwhile is found in both places.
+        found = self._unrecorded.copy()
+        return self._history.slot_bytes_by_round(round_id) | found
+
+    def record_end(self, version: int) -> None:
+        """Put what was counted since the last version into the history, for who goes on; blocks, for the lane."""
+        self._history.record_slots(version + 1, self.slots.snapshot())
 
 
 def _in_words(ready: Ready) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from common.messages import DataReport
+from server.slot_traffic import SlotBytes
 
 if TYPE_CHECKING:
     from server.connection import Connection
@@ -48,6 +49,8 @@ class OpenRound:
     down: int
     up: int
     phases: dict[str, float] = field(default_factory=dict)
+    #: Slot id to the bytes of its payloads; known when the round is closed.
+    slots: dict[str, SlotBytes] = field(default_factory=dict)
 
 
 @dataclass

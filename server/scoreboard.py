@@ -21,6 +21,8 @@ class RoundRecord:
     phases: dict[str, float] = field(default_factory=dict)
     examples: dict[str, int] = field(default_factory=dict)
     attempts: int = 1
+    #: Group of slots to the bytes of its payloads, ``down`` and ``up``.
+    groups: dict[str, dict[str, int]] = field(default_factory=dict)
 
 
 class Scoreboard:
@@ -45,6 +47,7 @@ class Scoreboard:
         rounds: Iterable[Mapping[str, Any]],
         updates: Iterable[Mapping[str, Any]],
         evaluations: Iterable[Mapping[str, Any]],
+        groups: Mapping[int, dict[str, dict[str, int]]] | None = None,
     ) -> Self:
         """The board of a run that goes on, from the rows of its history up to the committed version."""
         board = cls()
@@ -53,7 +56,9 @@ class Scoreboard:
             # The row of the newest round is missing when the server died between the commit and the row.
             row = timed.get(number, {"seconds": 0.0, "bytes_down": 0, "bytes_up": 0, "phases": {}, "attempt": 1})
             figures = {key: row[key] for key in ("seconds", "bytes_down", "bytes_up", "phases")}
-            board.rounds[number] = RoundRecord(number, **figures, attempts=row["attempt"])
+            board.rounds[number] = RoundRecord(
+                number, **figures, attempts=row["attempt"], groups=(groups or {}).get(number, {})
+            )
         for update in updates:
             if update["round"] <= version:
                 record = board.rounds[update["round"]]
@@ -98,6 +103,7 @@ class Scoreboard:
                 "seconds": record.seconds,
                 "bytes_down": record.bytes_down,
                 "bytes_up": record.bytes_up,
+                "groups": record.groups,
                 "participants": record.participants,
                 "phases": record.phases,
                 "training_examples": record.examples,

@@ -20,6 +20,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
 from client.display import Display
+from client.frozen_values import FrozenValues
 from client.kept_update import KeptUpdates
 from client.session import Identity, Session
 from client.workload import Progress as Report
@@ -160,7 +161,7 @@ class Link:
 
     async def work(
         self, round_id: int, *, train: bool = True, evaluate: bool = True, tensors: list[EncodedTensor] | None = None,
-        chunks: int | None = None, run_id: str = "run",
+        chunks: int | None = None, run_id: str = "run", slice_: Slice = SLICE,
     ) -> None:  # fmt: skip
         """Send work; `chunks` cuts it off after so many frames."""
         self.streams += 1
@@ -171,7 +172,7 @@ class Link:
             version=round_id - 1,
             target_rounds=2,
             plan=PLAN.digest,
-            slice=SLICE.to_dict(),
+            slice=slice_.to_dict(),
             evaluate=evaluate,
             training=TRAINING if train else None,
             stream=self.streams,
@@ -249,11 +250,12 @@ async def take_part(
     reconnect_s: float = 30.0,
     twin_patience_s: float = 0.0,
     kept: KeptUpdates | None = None,
+    frozen: FrozenValues | None = None,
 ) -> Finished:
     """Run a session against these scripts; a script that fails fails the test."""
     async with served(*scripts) as (url, played), asyncio.timeout(2 * PATIENCE_S):
         identity = Identity(url, "c1", reconnect_s=reconnect_s, twin_patience_s=twin_patience_s)
-        session = Session(identity, workload, Display(terminal=False), kept)
+        session = Session(identity, workload, Display(terminal=False), kept, frozen)
         member = asyncio.create_task(session.run())
         both: list[asyncio.Future[Any]] = [member, played]
         await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)

@@ -51,10 +51,11 @@ CONFIG: dict[str, Any] = {
 class Given:
     """What a server would send."""
 
-    def __init__(self, sync: str = "slice") -> None:
+    def __init__(self, sync: str = "slice", frozen: str = "") -> None:
         loaded = resolve_config(CONFIG, "test", HERE)
         self.family: Family = build_family(loaded.config.model, loaded.specs, base_dir=HERE)
-        self.plan = SharingPlan.shared(self.family.blueprint())
+        plan = SharingPlan.shared(self.family.blueprint())
+        self.plan = plan.freeze(slot.id for slot in plan.slots if slot.spec.group == frozen)
         self.slice_ = self.plan.slice(loaded.specs if sync == "full" else {"sst2"})
         self.training = loaded.config.training.model_dump(mode="json")
         specs = {name: spec.model_dump(mode="json") for name, spec in loaded.specs.items()}
@@ -145,6 +146,15 @@ def test_full_synchronisation_returns_every_slot() -> None:
     assert others
     for slot_id in others:
         assert not decode(by_slot[slot_id]).any()
+
+
+def test_full_synchronisation_leaves_out_what_is_frozen() -> None:
+    given = Given("full", frozen="embeddings")
+    update = given.prepared("full").train(given.work, given.slice_, given.received, _progress, threading.Event())
+    sent = {tensor.header.slot for tensor in update.tensors}
+    frozen = {slot.id for slot in given.slice_.travelling if slot.frozen}
+    assert frozen
+    assert sent == {slot.id for slot in given.slice_.travelling} - frozen
 
 
 class Failing:

@@ -18,6 +18,7 @@ from tests.e2e.programs import PATIENCE_S, Programs, Server
 
 ROUND = {
     "round", "seconds", "bytes_down", "bytes_up", "participants", "phases", "training_examples", "attempts", "tasks",
+    "groups",
 }  # fmt: skip
 
 
@@ -89,6 +90,7 @@ async def _in_the_second_round(http: httpx.AsyncClient, server: Server) -> None:
     one = (await http.get("/api/v1/rounds/1")).json()
     assert [update["client_id"] for update in one["updates"]] == ["qqp_client", "sst2_client"]
     assert {key: one[key] for key in ROUND - {"phases"}} == {key: rounds[1][key] for key in ROUND - {"phases"}}
+    await _bytes_per_slot(http, one)
     assert (await http.get("/api/v1/rounds/2")).status_code == 404
     assert (await http.get("/api/v1/rounds/x")).status_code == 422
 
@@ -105,6 +107,19 @@ async def _in_the_second_round(http: httpx.AsyncClient, server: Server) -> None:
 
     await _model_of_a_task(http, server)
     await _metrics(http)
+
+
+async def _bytes_per_slot(http: httpx.AsyncClient, one: dict[str, Any]) -> None:
+    """Both clients got and returned the encoder and their head, each element 4 bytes."""
+    assert {group: (sides["down"], sides["up"]) for group, sides in one["groups"].items()} == {
+        "embeddings": (2 * 4 * 3_472, 2 * 4 * 3_472),
+        "layer.0": (2 * 4 * 2_224, 2 * 4 * 2_224),
+        "head": (2 * 4 * 34, 2 * 4 * 34),
+    }
+    assert one["slots"]["heads.sst2.output.bias@sst2"] == {"down": 8, "up": 8}
+    assert sum(slot["up"] for slot in one["slots"].values()) == sum(update["bytes"] for update in one["updates"])
+    with_slots = (await http.get("/api/v1/rounds", params={"slots": "true"})).json()
+    assert [row["slots"] for row in with_slots] == [{}, one["slots"]]
 
 
 async def _model_of_a_task(http: httpx.AsyncClient, server: Server) -> None:

@@ -68,7 +68,7 @@ def check(update: UpdateHeader, *, full: bool = False) -> None:
 def test_an_update_that_fits_is_let_in() -> None:
     check(header())
     check(header(tensors=(BODY,)))
-    check(header(tensors=(BODY, tensor("head.qqp@qqp", (3,)), tensor("fixed@qqp+sst2", (2,)), HEAD)), full=True)
+    check(header(tensors=(BODY, tensor("head.qqp@qqp", (3,)), HEAD)), full=True)
 
 
 @pytest.mark.parametrize(
@@ -92,6 +92,13 @@ def test_an_update_that_does_not_fit_is_refused_by_name(changes: dict[str, Any],
     with pytest.raises(UpdateRejected) as raised:
         check(header(**changes))
     assert raised.value.code == code
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_what_is_frozen_takes_no_delta(full: bool) -> None:
+    with pytest.raises(UpdateRejected, match="nobody may train") as raised:
+        check(header(tensors=(BODY, tensor("fixed@qqp+sst2", (2,)), HEAD)), full=full)
+    assert raised.value.code == "task_not_allowed"
 
 
 @pytest.mark.parametrize("field", [{"held": True}, {}], ids=["held", "twice"])

@@ -13,6 +13,7 @@ import pytest
 from common.durable import Disk
 from common.errors import ConfigError
 from server.history import FORMAT, History
+from server.slot_traffic import SlotBytes
 
 
 @pytest.fixture
@@ -322,4 +323,35 @@ def test_a_commit_waits_for_the_device_unless_told_not_to(
     history.record_commit(0, "sha", {}, "aa", 0.1)
     assert connections[0].at_commit == committing
     assert connections[0].level() == usual
+    history.close()
+
+
+def test_bytes_per_slot_are_kept_by_round(history: History) -> None:
+    first = {"e@q+s": SlotBytes("embeddings", 40, 8), "h@q": SlotBytes("head", 3, 3), "h@s": SlotBytes("head", 5, 5)}
+    for slots in ({"h@q": SlotBytes("head", 99, 99)}, first):  # again, after a crash between row and commit
+        history.record_round(
+            1, attempt=1, started=0.0, finished=1.0, phases={}, cohort=[], bytes_down=0, bytes_up=0, slots=slots
+        )
+    history.record_slots(2, {"e@q+s": SlotBytes("embeddings", 0, 0)})
+    assert history.slot_bytes(1) == first
+    assert history.slot_bytes(2) == {"e@q+s": SlotBytes("embeddings", 0, 0)}
+    assert history.slot_bytes(3) == {}
+    assert history.slot_bytes_by_round() == {1: first, 2: history.slot_bytes(2)}
+    assert history.group_bytes() == {
+        1: {"head": {"down": 8, "up": 8}, "embeddings": {"down": 40, "up": 8}},
+        2: {"embeddings": {"down": 0, "up": 0}},
+    }
+    history.rewind(1)
+    assert history.slot_bytes_by_round() == {1: first}
+
+
+def test_a_file_from_before_there_were_bytes_per_slot_goes_on(tmp_path: Path) -> None:
+    History(tmp_path / "run.db").close()
+    with sqlite3.connect(tmp_path / "run.db") as database:
+        database.executescript("DROP TABLE slots; DROP TABLE slot_bytes")
+    database.close()
+    history = History(tmp_path / "run.db")
+    assert history.group_bytes() == {}
+    history.record_slots(1, {"a@q": SlotBytes("head", 1, 2)})
+    assert history.slot_bytes(1) == {"a@q": SlotBytes("head", 1, 2)}
     history.close()
