@@ -75,7 +75,8 @@ def run(
         Path | None,
         typer.Option(
             envvar="FEDMTL_STATE_DIR",
-            help="Where a finished update is kept until the server has it; "
+            help="Where a finished update is kept until the server has it, and what stays on this client from round to "
+            "round; "
             "default: $XDG_STATE_HOME/fedmtl or ~/.local/state/fedmtl.",
             show_default=False,
         ),
@@ -102,8 +103,9 @@ def run(
 
         tls = client_tls(server, ca, cert, key)
         token = _token(token, token_file, server)
-        kept = KeptUpdates(state_dir or default_state_dir(), client_id)
-        workload = LocalWorkload(data, device, Shard.parse(shard) if shard else None, sync.value, threads)
+        state_dir = state_dir or default_state_dir()
+        kept = KeptUpdates(state_dir, client_id)
+        workload = LocalWorkload(data, device, Shard.parse(shard) if shard else None, sync.value, threads, state_dir)
         display = Display(terminal=None if log_format == "text" else False)
         identity = Identity(server, client_id, names, token, sync.value, reconnect_for, tls=tls)
         with asyncio.Runner(loop_factory=loop_factory()) as runner:

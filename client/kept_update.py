@@ -7,6 +7,7 @@ Layout, for one update per client and run::
 
     <state folder>/<client id>/.lock                                  held by the process that tidies up
     <state folder>/<client id>/<run id>/round-00007-<digest>.update   `common.update_file`
+    <state folder>/<client id>/<run id>/memory/                       `client.memory_folder`
 
 The digest is that of all that decides the bits of the update (`Assignment`), so an update is found for the same work
 only. Files are written under unique temporary names, so two processes of one id do not mix theirs up.
@@ -27,6 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from client.memory_folder import forget_all_but_memory
 from client.workload import TrainedUpdate
 from common.durable import DURABLE, Disk
 from common.errors import ConfigError
@@ -128,7 +130,7 @@ class KeptUpdates:
     """
 
     def __init__(self, state_dir: Path, client_id: str, disk: Disk = DURABLE) -> None:
-        self._folder = state_dir / _folder_name(client_id)
+        self._folder = state_dir / folder_name(client_id)
         self._disk = disk
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -213,7 +215,7 @@ class KeptUpdates:
             round_number: its round.
             wanted: what it asks for; None when it asks for no update.
         """
-        folder = self._folder / _folder_name(run_id)
+        folder = self._folder / folder_name(run_id)
         name = None if wanted is None else self._path(wanted).name
         try:
             for path in list(folder.iterdir()) if folder.is_dir() else []:
@@ -228,7 +230,7 @@ class KeptUpdates:
 
     def forget_run(self, run_id: str) -> None:
         """Remove everything kept for a run that is over."""
-        folder = self._folder / _folder_name(run_id)
+        folder = self._folder / folder_name(run_id)
         try:
             if folder.is_dir():
                 shutil.rmtree(folder)
@@ -238,16 +240,21 @@ class KeptUpdates:
     def _tidy(self, current: Path) -> None:
         for path in self._folder.iterdir():
             if path.is_dir() and path != current:
-                shutil.rmtree(path)
+                forget_all_but_memory(path)
         for path in current.glob(f"*{_PARTIAL}"):
             _remove(path)
 
     def _path(self, assignment: Assignment) -> Path:
         name = f"round-{assignment.round:05d}-{assignment.digest}{_SUFFIX}"
-        return self._folder / _folder_name(assignment.run_id) / name
+        return self._folder / folder_name(assignment.run_id) / name
 
 
-def _folder_name(name: str) -> str:
+def run_folder(state_dir: Path, client_id: str, run_id: str) -> Path:
+    """Where a client keeps what it keeps for one run."""
+    return state_dir / folder_name(client_id) / folder_name(run_id)
+
+
+def folder_name(name: str) -> str:
     """A name as a folder's name; one that comes off the wire must not lead out of the state folder."""
     return name if _PLAIN.fullmatch(name) else "sha256-" + hashlib.sha256(name.encode()).hexdigest()[:32]
 

@@ -86,12 +86,16 @@ def export(
     task: Annotated[str, typer.Option(help="The task to export.")],
     out: Annotated[Path, typer.Option(help="Folder to write; made when missing.")],
     version: Annotated[int | None, typer.Option(help="A committed version; default the newest.")] = None,
+    first_values: Annotated[
+        bool,
+        typer.Option("--first-values", help="Where clients keep a part to themselves: with the values it began with."),
+    ] = False,
 ) -> None:
     """Write one task's model as a folder that `transformers` loads."""
     from server.export_run import export_run
 
     with errors_as_exit_code():
-        report = export_run(run, task, out, version)
+        report = export_run(run, task, out, version, first_values=first_values)
     lines = (f"{report.task} as {report.model_class} in {report.folder}", report.note, *report.load_lines)
     sys.stdout.write("\n".join(line for line in lines if line) + "\n")
 

@@ -35,7 +35,10 @@ from server.strategy import initial_plan
 
 log = logging.getLogger("fedmtl.server")
 #: What a run can't change on its way.
-_FIXED: Final = (("model",), ("tasks",), ("federation", "mode"), ("run", "seed"))
+_FIXED: Final = (
+    ("model",), ("tasks",), ("federation", "mode"), ("federation", "resident"), ("federation", "correction"),
+    ("run", "seed"),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,8 @@ def begin(loaded: LoadedConfig, directory: RunDirectory, run_id: str) -> Start:
         directory.disk.sync_file(path)
     directory.disk.sync_folder(directory.family)
     failpoint("start.family_written")
-    plan = initial_plan(loaded.config.federation.mode, family.blueprint())
+    rules = loaded.config.federation
+    plan = initial_plan(rules.mode, family.blueprint(), rules.resident, rules.correction)
     model = ModelState.initial(plan, family.initial_values(loaded.config.run.seed))
     model.encode()
     began = time.time()
