@@ -112,7 +112,7 @@ def test_what_is_frozen_keeps_its_control_variate(frozen: list[str]) -> None:
 
 @pytest.mark.parametrize("change", [{"optimizer": "adamw"}, {"momentum": 0.9}])
 def test_only_plain_sgd_will_do(change: dict[str, object]) -> None:
-    with pytest.raises(ConfigError, match="SCAFFOLD needs training.optimizer: sgd with momentum 0"):
+    with pytest.raises(ConfigError, match=r"SCAFFOLD needs .* sgd with momentum 0"):
         train(CORRECTED, settings=SGD.model_copy(update=change))
 
 

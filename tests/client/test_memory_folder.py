@@ -101,11 +101,12 @@ def test_a_file_that_is_torn_or_altered_anywhere_ends_the_client_and_says_what_t
         content[data.draw(st.integers(0, len(content) - 1))] ^= 1 << data.draw(st.integers(0, 7))
     path.write_bytes(content)
     # JSON has spaces that mean nothing, so not every byte matters; then what is read is what was written.
+    said = ""
     try:
         assert same(opened(tmp_path).latest(), memory(1))
     except ConfigError as error:
-        assert "remove the file" in str(error)
-        assert "round-00001.safetensors" in str(error)
+        said = str(error)
+    assert not said or ("round-00001.safetensors" in said and "remove the file" in said)
     path.write_bytes(whole)
 
 

@@ -75,7 +75,7 @@ def test_rows_that_no_example_touched_stay_exactly_zero() -> None:
 
 
 def test_what_lives_on_the_client_is_not_pulled() -> None:
-    family, data = TinyFamily(), tiny_data({"mood": 40})
+    family = TinyFamily()
     plan = SharingPlan.shared(family.blueprint())
     heads = [slot.id for slot in plan.slots if slot.spec.group == "head"]
     slice_ = plan.reside(heads, "client").slice(["mood"])

@@ -29,7 +29,9 @@ def test_buffers_have_none() -> None:
 
 
 @given(split=st.booleans(), tasks=st.sampled_from([("mood",), ("topic",), ("mood", "topic")]))
-def test_a_slice_finds_each_slots_companion_and_is_what_it_was_without_them(split: bool, tasks: tuple[str, ...]) -> None:
+def test_a_slice_finds_each_slots_companion_and_is_what_it_was_without_them(
+    split: bool, tasks: tuple[str, ...]
+) -> None:
     plan = SharingPlan.separate(BLUEPRINT) if split else PLAN
     corrected = with_controls(plan)
     assert SharingPlan.from_dict(corrected.to_dict()) == corrected
@@ -47,6 +49,8 @@ def test_a_slice_finds_each_slots_companion_and_is_what_it_was_without_them(spli
 
 def test_they_start_at_zero() -> None:
     zeros = zero_controls(with_controls(PLAN))
-    assert zeros.keys() == {f"{name}#control" for name in ("table", "body", "scalar", "empty", "head.mood", "head.topic")}
+    assert zeros.keys() == {
+        f"{name}#control" for name in ("table", "body", "scalar", "empty", "head.mood", "head.topic")
+    }
     assert not any(value.any() for value in zeros.values())
     assert zero_controls(PLAN) == {}

@@ -13,7 +13,16 @@ from pathlib import Path
 
 import pytest
 
-from common.failpoints import CLIENT_POINTS, MEMORY_POINTS, SERVER_POINTS, VARIABLE, WHILE_VARIABLE, arm, armed, failpoint
+from common.failpoints import (
+    CLIENT_POINTS,
+    MEMORY_POINTS,
+    SERVER_POINTS,
+    VARIABLE,
+    WHILE_VARIABLE,
+    arm,
+    armed,
+    failpoint,
+)
 
 ROOT = Path(__file__).parents[2]
 
