@@ -75,7 +75,8 @@ def run(
         Path | None,
         typer.Option(
             envvar="FEDMTL_STATE_DIR",
-            help="Where a finished update is kept until the server has it, and what is frozen until the run is over; "
+            help="Where a finished update is kept until the server has it, what stays on this client from round to "
+            "round, and what is frozen until the run is over; "
             "default: $XDG_STATE_HOME/fedmtl or ~/.local/state/fedmtl.",
             show_default=False,
         ),
@@ -112,7 +113,7 @@ def run(
         state_dir = state_dir or default_state_dir()
         kept = KeptUpdates(state_dir, client_id)
         frozen = FrozenValues(state_dir, int(frozen_limit_mb * 1e6))
-        workload = LocalWorkload(data, device, Shard.parse(shard) if shard else None, sync.value, threads)
+        workload = LocalWorkload(data, device, Shard.parse(shard) if shard else None, sync.value, threads, state_dir)
         display = Display(terminal=None if log_format == "text" else False)
         identity = Identity(server, client_id, names, token, sync.value, reconnect_for, tls=tls)
         with asyncio.Runner(loop_factory=loop_factory()) as runner:

@@ -62,7 +62,7 @@ def descend(
         optimizer.zero_grad(set_to_none=True)
         losses = objective.backward(batch)
         for correction in corrections:
-            correction.apply()
+            correction.apply(optimizer)
         if settings.max_grad_norm is not None:
             clip_grad_norm_(parameters, settings.max_grad_norm)
         optimizer.step()

@@ -7,6 +7,7 @@ Layout, for one update per client and run::
 
     <state folder>/<client id>/.lock                                  held by the process that tidies up
     <state folder>/<client id>/<run id>/round-00007-<digest>.update   `common.update_file`
+    <state folder>/<client id>/<run id>/memory/                       `client.memory_folder`
 
 The digest is that of all that decides the bits of the update (`Assignment`), so an update is found for the same work
 only. Files are written under unique temporary names, so two processes of one id do not mix theirs up.
@@ -27,6 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from client.memory_folder import forget_all_but_memory
 from client.workload import TrainedUpdate
 from common.durable import DURABLE, Disk
 from common.errors import ConfigError
@@ -238,13 +240,18 @@ class KeptUpdates:
     def _tidy(self, current: Path) -> None:
         for path in self._folder.iterdir():
             if path.is_dir() and path != current:
-                shutil.rmtree(path)
+                forget_all_but_memory(path)
         for path in current.glob(f"*{_PARTIAL}"):
             _remove(path)
 
     def _path(self, assignment: Assignment) -> Path:
         name = f"round-{assignment.round:05d}-{assignment.digest}{_SUFFIX}"
         return self._folder / folder_name(assignment.run_id) / name
+
+
+def run_folder(state_dir: Path, client_id: str, run_id: str) -> Path:
+    """Where a client keeps what it keeps for one run."""
+    return state_dir / folder_name(client_id) / folder_name(run_id)
 
 
 def folder_name(name: str) -> str:

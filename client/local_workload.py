@@ -14,6 +14,9 @@ from pydantic import BaseModel, ValidationError
 
 from client.device import choose_device
 from client.failures import TrainingCancelled, TrainingDiverged
+from client.kept_update import run_folder
+from client.memory import ClientMemory
+from client.memory_folder import MemoryFolder, memory_folder
 from client.trainer import LocalTrainer, TaskData
 from client.trainer import Progress as TrainerProgress
 from client.workload import Progress, Received, TrainedUpdate, WorkCancelled, WorkDeclined
@@ -43,6 +46,7 @@ class LocalWorkload:
         shard: the part of the rows that is this client's, where several share one source.
         sync: with ``full`` an update holds every slot that is not frozen, those of other tasks unchanged.
         threads: CPU threads for tensor operations; None leaves it to the server's settings.
+        state_dir: where what the client remembers from round to round is kept; None keeps it in memory only.
     """
 
     def __init__(
@@ -52,12 +56,14 @@ class LocalWorkload:
         shard: Shard | None = None,
         sync: Literal["slice", "full"] = "slice",
         threads: int | None = None,
+        state_dir: Path | None = None,
     ) -> None:
         self._path = data
         self._device = choose_device(device)
         self._shard = shard
         self._sync = sync
         self._threads = threads
+        self._state_dir = state_dir
         self._trainer: LocalTrainer | None = None
         self._seed = 0
         self._client_id = ""
@@ -67,10 +73,17 @@ class LocalWorkload:
         specs = {name: _understood(TaskSpec, spec) for name, spec in welcome.specs.items()}
         family = family_from_description(welcome.family, assets, specs)
         self._seed, self._client_id = welcome.seed, welcome.client_id
+        memory = ClientMemory(self._memory_folder(welcome))
         loaded = {task: self._load(family, specs[task]) for task in welcome.tasks}
-        self._trainer = LocalTrainer(family, {task: data for task, (data, _) in loaded.items()}, self._device)
+        self._trainer = LocalTrainer(family, {task: data for task, (data, _) in loaded.items()}, self._device, memory)
         log.info("training on %s", self._device)
         return {task: report for task, (_, report) in loaded.items()}
+
+    def _memory_folder(self, welcome: Welcome) -> MemoryFolder | None:
+        if self._state_dir is None:
+            return None
+        path = memory_folder(run_folder(self._state_dir, welcome.client_id, welcome.run_id))
+        return MemoryFolder(path, welcome.run_id, welcome.client_id)
 
     def _load(self, family: Family, spec: TaskSpec) -> tuple[TaskData, DataReport]:
         columns = family.feature_columns
@@ -93,7 +106,7 @@ class LocalWorkload:
         """Metrics of the received values on the validation rows."""
         settings = self._settings_of(work)
         values = {slot: decode(header, payload) for slot, (header, payload) in received.items()}
-        results = self._doing(lambda: self._ready().evaluate(slice_, values, settings, cancelled))
+        results = self._doing(lambda: self._ready().evaluate(slice_, values, settings, cancelled, work.round))
         return {
             task: TaskEvaluation(metrics=dict(result.metrics), loss=result.loss, examples=result.examples)
             for task, result in results.items()
@@ -130,7 +143,7 @@ class LocalWorkload:
             )
             for task, done in result.reports.items()
         }
-        return TrainedUpdate(contributions, tensors)
+        return TrainedUpdate(contributions, tensors, result.remembered)
 
     def _settings_of(self, work: Work) -> TrainSettings:
         given = work.evaluation_settings if work.training is None else work.training

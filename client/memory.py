@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from common.plan import Slot
+
+if TYPE_CHECKING:
+    from client.memory_folder import MemoryFolder
+
+log = logging.getLogger("fedmtl.client")
 
 
 @dataclass(frozen=True)
@@ -22,26 +29,93 @@ class Memory:
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     numbers: Mapping[str, float] = field(default_factory=dict)
 
+    def __bool__(self) -> bool:
+        return bool(self.tensors or self.numbers)
+
+
+@dataclass(frozen=True)
+class Remembered:
+    """A memory and what it was made from.
+
+    Attributes:
+        memory: what is known after a round.
+        start: the round whose memory the round started from; 0 when it started from none, -1 when what it should have
+            started from was not kept any more.
+    """
+
+    memory: Memory
+    start: int = 0
+
 
 class ClientMemory:
-    """The memories of the last two rounds, so that a round done again starts where it started the first time."""
+    """The memories of the last two rounds, so that a round done again starts where it started the first time.
 
-    def __init__(self) -> None:
-        self._kept: dict[int, Memory] = {}
+    Memory: what two rounds remember, in RAM also where it is on disk.
+
+    Args:
+        folder: keeps them on disk too, for a process that takes this one's place; None: in RAM only.
+
+    Raises:
+        ConfigError: what the folder holds is damaged, or another client's or run's.
+    """
+
+    def __init__(self, folder: MemoryFolder | None = None) -> None:
+        self._folder = folder
+        self._kept: dict[int, Remembered] = {} if folder is None else folder.load()
+        self._on_disk = set(self._kept)
 
     def latest(self) -> Memory:
         """What is known now."""
-        return self._kept[max(self._kept)] if self._kept else Memory()
+        return self._kept[max(self._kept)].memory if self._kept else Memory()
 
     def before(self, number: int) -> Memory:
-        """What was known before a round was trained."""
-        earlier = [known for known in self._kept if known < number]
-        return self._kept[max(earlier)] if earlier else Memory()
+        """What was known before a round was trained.
 
-    def keep(self, number: int, memory: Memory) -> None:
-        """Remember after a round; later rounds, if there were any, are forgotten."""
-        earlier = sorted(known for known in self._kept if known < number)[-1:]
-        self._kept = {known: self._kept[known] for known in earlier} | {number: memory}
+        A server that lost versions may repeat rounds from further back than is remembered here. Then the oldest memory
+        there is stands in, which is logged.
+        """
+        start = self._start(number)
+        if self._lost(number):
+            oldest = min(self._kept)
+            log.warning(
+                "round %d is done again, and what was remembered before it is no longer kept: it starts from what was "
+                "known after round %d",
+                *(number, oldest),
+            )
+            return self._kept[oldest].memory
+        return self._kept[start].memory if start else Memory()
+
+    def keep(self, number: int, memory: Memory) -> bool:
+        """Remember after a round; later rounds, if there were any, are forgotten.
+
+        Returns:
+            whether all that is remembered outlives this process. Nothing to remember always does.
+        """
+        start = self._start(number)
+        if not memory and not self._kept:
+            return True
+        kept = {known: self._kept[known] for known in (start,) if known} | {
+            number: Remembered(memory, -1 if self._lost(number) else start)
+        }
+        gone, self._kept = self._kept.keys() - kept.keys(), kept
+        if self._folder is None:
+            return False
+        # One that the disk did not take before is tried again: without it this round could not be done again.
+        self._on_disk.discard(number)
+        self._on_disk |= {known for known in kept.keys() - self._on_disk if self._folder.write(known, kept[known])}
+        if kept.keys() <= self._on_disk:
+            self._folder.remove(gone & self._on_disk)
+            self._on_disk -= gone
+        return kept.keys() <= self._on_disk
+
+    def _start(self, number: int) -> int:
+        """The newest round before this one that is remembered; 0 for none."""
+        return max((known for known in self._kept if known < number), default=0)
+
+    def _lost(self, number: int) -> bool:
+        """Whether this round, or one that follows it here, was trained from a memory that is no longer kept."""
+        later = [known for known in self._kept if known >= number]
+        return bool(later) and self._kept[min(later)].start != self._start(number)
 
 
 def resident(memory: Memory, slot: Slot, tasks: frozenset[str]) -> Tensor | None:

@@ -15,14 +15,18 @@ import torch
 from torch import Tensor
 
 from client.batches import round_batches
+from client.control_variates import ControlVariates
+from client.correction import Correction
 from client.descent import descend
 from client.device import deterministic, dropout_stream, threads
 from client.evaluate import evaluate_task
 from client.failures import TrainingCancelled, TrainingDiverged
 from client.memory import ClientMemory, Memory, resident, residents
 from client.objective import Objective
+from client.proximal import ProximalTerm
 from client.slot_model import SlotModel
 from client.tally import Progress, Tally, TaskReport
+from common.control_variates import control_slots, without_controls
 from common.errors import PlanError
 from common.metrics import Evaluation
 from common.plan import Slice, Slot
@@ -61,12 +65,14 @@ class LocalResult:
     Attributes:
         deltas: slot id to trained value minus received value, float32 on the CPU, all finite; exactly the
             travelling slots that a task in `reports` may train. Rows of an embedding table that no example touched
-            are exactly zero.
+            are exactly zero. With SCAFFOLD also what the control variates of those slots change by.
         reports: the tasks that took at least one step (with fewer steps than tasks, not all do).
+        remembered: whether what the client remembers of the round outlives this process.
     """
 
     deltas: dict[str, Tensor]
     reports: dict[str, TaskReport]
+    remembered: bool = True
 
 
 class LocalTrainer:
@@ -78,13 +84,20 @@ class LocalTrainer:
         family: builds the modules.
         data: the client's tasks and their rows.
         device: where to compute.
+        memory: what the client remembers; a new one, in RAM only, when left out.
     """
 
-    def __init__(self, family: Family, data: Mapping[str, TaskData], device: torch.device) -> None:
+    def __init__(
+        self,
+        family: Family,
+        data: Mapping[str, TaskData],
+        device: torch.device,
+        memory: ClientMemory | None = None,
+    ) -> None:
         self._family = family
         self._data = dict(data)
         self._device = device
-        self._memory = ClientMemory()
+        self._memory = ClientMemory() if memory is None else memory
         self._bound: tuple[Slice, SlotModel] | None = None
 
     def evaluate(
@@ -93,6 +106,7 @@ class LocalTrainer:
         values: Mapping[str, Tensor],
         settings: TrainSettings,
         cancelled: threading.Event | None = None,
+        before_round: int | None = None,
     ) -> dict[str, Evaluation]:
         """Results of the given values on the client's validation data, for each task that has some.
 
@@ -101,6 +115,7 @@ class LocalTrainer:
             values: slot id to received value; left as they are.
             settings: batch size, precision, threads.
             cancelled: checked before every batch.
+            before_round: the client's own slots have the values from which it trains this round; None: those of now.
 
         Raises:
             PlanError: slice or values don't fit the family.
@@ -109,7 +124,8 @@ class LocalTrainer:
         """
         with _TURN, threads(settings.threads), deterministic(settings.deterministic):
             model = self._bind(slice_)
-            model.load(_with_residents(model, values, self._memory.latest()), training=False)
+            memory = self._memory.latest() if before_round is None else self._memory.before(before_round)
+            model.load(_with_residents(model, values, memory), training=False)
             return {
                 task: evaluate_task(model, self._family.tasks[task], held_out, settings, cancelled)
                 for task in model.tasks
@@ -160,12 +176,17 @@ class LocalTrainer:
             with dropout_stream(
                 self._device, derive_seed(seed, "round", position.round, "client", client_id, "dropout")
             ):
+                corrections, controls = _corrections(model, slice_, received, memory, settings)
                 objective = Objective(model, self._family, self._data, settings)
                 tally = Tally(position, total, progress)
-                reports = descend(model, objective, batches, total, settings, position, tally, cancelled)
-            deltas, own = _changes(model, received, frozenset(reports), position)
-            self._memory.keep(position.round, Memory({**memory.tensors, **residents(own)}, memory.numbers))
-            return LocalResult(deltas, reports)
+                reports = descend(model, objective, batches, total, settings, position, tally, cancelled, corrections)
+            deltas, own = _changes(model, received, frozenset(reports))
+            if controls is not None:
+                control_deltas, own_controls = controls.changes(deltas)
+                deltas, own = {**deltas, **control_deltas}, {**own, **own_controls}
+            _require_finite(deltas, own, position)
+            now = Memory({**memory.tensors, **residents(own)}, memory.numbers)
+            return LocalResult(deltas, reports, self._memory.keep(position.round, now))
 
     def _bind(self, slice_: Slice) -> SlotModel:
         """The slice's model, the one of the last call when the slice is the same."""
@@ -174,18 +195,14 @@ class LocalTrainer:
             if not tasks:
                 raise PlanError(f"the slice of {sorted(slice_.tasks)} has no task of this client's {list(self._data)}")
             self._bound = None  # let the old modules go before the new ones are built
-            self._bound = (slice_, SlotModel(self._family, slice_, tasks, self._device))
+            self._bound = (slice_, SlotModel(self._family, without_controls(slice_), tasks, self._device))
         return self._bound[1]
 
 
 def _changes(
-    model: SlotModel, received: Mapping[str, Tensor], tasks: frozenset[str], position: Position
+    model: SlotModel, received: Mapping[str, Tensor], tasks: frozenset[str]
 ) -> tuple[dict[str, Tensor], dict[Slot, Tensor]]:
-    """Deltas of the travelling slots that these tasks trained, and the new values of the client's own slots.
-
-    Raises:
-        TrainingDiverged: one of them is not finite.
-    """
+    """Deltas of the travelling slots that these tasks trained, and the new values of the client's own slots."""
     deltas: dict[str, Tensor] = {}
     own: dict[Slot, Tensor] = {}
     for slot_id, slot in model.trained_by(tasks).items():
@@ -193,13 +210,32 @@ def _changes(
         if slot.residence == "client":
             own[slot] = value
         else:
-            value = deltas[slot_id] = value.sub_(received[slot_id])
+            deltas[slot_id] = value.sub_(received[slot_id])
+    return deltas, own
+
+
+def _require_finite(deltas: Mapping[str, Tensor], own: Mapping[Slot, Tensor], position: Position) -> None:
+    """Raises TrainingDiverged where something that a round has changed is not finite."""
+    for slot_id, value in (*deltas.items(), *((slot.id, value) for slot, value in own.items())):
         if not bool(torch.isfinite(value).all()):
             raise TrainingDiverged(
                 f"round {position.round}: slot {slot_id!r} is not finite after training. "
                 "Lower training.learning_rate, or set training.max_grad_norm."
             )
-    return deltas, own
+
+
+def _corrections(
+    model: SlotModel, slice_: Slice, received: Mapping[str, Tensor], memory: Memory, settings: TrainSettings
+) -> tuple[list[Correction], ControlVariates | None]:
+    """What changes each step's gradients, in order, and the one of them that has something to send afterwards."""
+    corrections: list[Correction] = []
+    if settings.proximal:
+        corrections.append(ProximalTerm(model, settings.proximal))
+    pairs = control_slots(slice_)
+    if not pairs:
+        return corrections, None
+    controls = ControlVariates(model, pairs, received, memory, settings)
+    return [*corrections, controls], controls
 
 
 def _with_residents(model: SlotModel, values: Mapping[str, Tensor], memory: Memory) -> Mapping[str, Tensor]:

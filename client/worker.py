@@ -182,7 +182,7 @@ class Worker:
         bind_log_context(round=round_id)
         try:
             slice_ = Slice.from_dict(job.work.slice)
-            self._assign(job, slice_)
+            self._assign(job)
             await self._evaluate_and_train(job, slice_, received)
         except WorkCancelled:
             log.info("round %d: stopped, it is over", round_id)
@@ -198,16 +198,11 @@ class Worker:
         finally:
             self._display.close()
 
-    def _assign(self, job: Job, slice_: Slice) -> None:
-        """Decide whether the update is kept on disk, and remove from there what this work makes useless.
-
-        Slots that live on the client change with the training too, and are in memory only: an update that came back
-        without them would not be the whole of what the training did.
-        """
+    def _assign(self, job: Job) -> None:
+        """Say by which name the update is kept on disk, and remove from there what this work makes useless."""
         if self._kept is None:
             return
-        resident = any(slot.residence == "client" for slot in slice_.slots)
-        if job.work.training is not None and not resident:
+        if job.work.training is not None:
             job.assignment = Assignment.of(job.work, self._circumstances)
         self._on_disk(self._kept.prune, job.work.run_id, job.work.round, job.assignment)
 
@@ -243,7 +238,8 @@ class Worker:
         update = await run(self._thread, train, work, slice_, received, report, job.cancelled)
         self._display.round_trained(work.round, update)
         failpoint("client.trained")
-        if self._kept is not None and job.assignment is not None:
+        # An update without what this client remembers of the round would not be the whole of what the training did.
+        if self._kept is not None and job.assignment is not None and update.durable_beside:
             await run(self._disk, self._kept.keep, job.assignment, announcement(work, update, 0), update)
         return update
 

@@ -26,10 +26,17 @@ class WorkCancelled(FedmtlError):
 
 @dataclass(frozen=True)
 class TrainedUpdate:
-    """The result of training: what was done per task, and the deltas ready for the wire."""
+    """The result of training.
+
+    Attributes:
+        tasks: what was done per task.
+        tensors: the deltas, ready for the wire.
+        durable_beside: all else that the training changed (what the client remembers) outlives this process.
+    """
 
     tasks: Mapping[str, TaskContribution]
     tensors: Sequence[EncodedTensor]
+    durable_beside: bool = True
 
 
 class Workload(Protocol):

@@ -13,7 +13,7 @@ from typing import Literal
 from common.errors import PlanError
 
 Shape = tuple[int, ...]
-Kind = Literal["parameter", "buffer"]
+Kind = Literal["parameter", "buffer", "control"]
 
 #: Characters that a task name may not hold: slot ids are ``parameter@task+task``.
 RESERVED = frozenset("@+/\\ \t\n")
@@ -32,7 +32,8 @@ class ParameterSpec:
         group: where it sits in the model (``embeddings``, ``layer.0``, ``pooler``, ``head``): the
             unit that layer-wise learning rates, unfreezing schedules and layer splitting speak of.
         kind: a ``buffer`` is state that no optimiser touches (running means); it is averaged like
-            a parameter.
+            a parameter. A ``control`` is no part of the model: it is the control variate of a
+            parameter (`common.control_variates`).
     """
 
     name: str

@@ -73,6 +73,11 @@ CLIENT_POINTS: Final = (
     "client.acknowledged",
     "client.forgotten",
 )
+#: Passed only by clients that remember something from round to round (`client.memory`), before `client.trained`.
+MEMORY_POINTS: Final = (
+    "client.remembering",  # the round's memory has its temporary name and may not be on the disk yet
+    "client.remembered",
+)
 
 
 @dataclass
@@ -107,7 +112,7 @@ def arm(text: str) -> None:
     for entry in filter(None, text.split(",")):
         name, _, rest = entry.partition("=")
         action, _, times = rest.partition("@")
-        if name not in SERVER_POINTS + CLIENT_POINTS:
+        if name not in SERVER_POINTS + CLIENT_POINTS + MEMORY_POINTS:
             raise ValueError(f"{VARIABLE}: no point {name!r}")
         if action not in ("kill", "enospc") and not action.startswith("sleep:"):
             raise ValueError(f"{VARIABLE}: {name}: no action {action!r}; there are kill, enospc and sleep:SECONDS")

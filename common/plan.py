@@ -137,7 +137,7 @@ class Slice:
 
     @property
     def travelling(self) -> tuple[Slot, ...]:
-        """The slots that the server holds and sends."""
+        """The slots that the server aggregates: those whose deltas go up."""
         return tuple(slot for slot in self.slots if slot.residence == "server")
 
     @property

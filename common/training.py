@@ -74,6 +74,10 @@ class TrainSettings(StrictModel):
     max_grad_norm: float | None = Field(default=1.0, gt=0, allow_inf_nan=False)
     """Gradients of a step are scaled down to this norm; null for no limit."""
 
+    proximal: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """FedProx (Li et al. 2020, arXiv 1812.06127): pull every parameter that travels back towards its received value,
+    with this factor (mu) times the distance as part of the gradient; 0 is plain federated averaging."""
+
     task_sampling: TaskSampling = "proportional"
     """How a client of several tasks shares its steps among them: by their number of batches, evenly, or by the
     square root of their number of batches. The round's total stays the same."""

@@ -89,12 +89,16 @@ def export(
         str,
         typer.Option(help="best (for this task, by the configuration's `selection`), last, or a number of a version."),
     ] = "last",
+    first_values: Annotated[
+        bool,
+        typer.Option("--first-values", help="Where clients keep a part to themselves: with the values it began with."),
+    ] = False,
 ) -> None:
     """Write one task's model as a folder that `transformers` loads."""
     from server.export_run import export_run
 
     with errors_as_exit_code():
-        report = export_run(run, task, out, version)
+        report = export_run(run, task, out, version, first_values=first_values)
     lines = (f"{report.task} as {report.model_class} in {report.folder}", report.note, *report.load_lines)
     sys.stdout.write("\n".join(line for line in lines if line) + "\n")
 

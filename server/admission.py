@@ -90,11 +90,11 @@ def check_update(
     for tensor in header.tensors:
         slot = in_slice.get(tensor.slot)
         if slot is None:
-            known = tensor.slot in plan.by_id
-            raise UpdateRejected(
-                "task_not_allowed" if known else "unknown_slot",
-                f"slot {tensor.slot!r} {'belongs to other tasks' if known else 'is not in the plan'}",
-            )
+            known = plan.by_id.get(tensor.slot)
+            if known is None:
+                raise UpdateRejected("unknown_slot", f"slot {tensor.slot!r} is not in the plan")
+            where = "lives on its clients" if known.residence == "client" else "belongs to other tasks"
+            raise UpdateRejected("task_not_allowed", f"slot {tensor.slot!r} {where}")
         if not slot.trained_by:
             raise UpdateRejected("task_not_allowed", f"slot {tensor.slot!r} is frozen: nobody may train it")
         if not full and not slot.trained_by & header.tasks.keys():

@@ -8,13 +8,14 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from common.config_file import apply_overrides, read_yaml, validate
 from common.errors import ConfigError
 from common.families.config import ModelConfig
+from common.selectors import check_selector
 from common.strict_model import StrictModel
 from common.tasks import TaskSpec, load_registry
 from common.training import TrainSettings
@@ -23,6 +24,7 @@ from server.aggregation.config import AggregationConfig
 from server.freezing_config import FreezingConfig
 from server.selection import OVERALL, Selection
 from server.selection_config import SelectionConfig
+from server.strategy import Correction
 
 #: Bytes of a chunk's frame beside its payload: header, names, checksum.
 FRAME_OVERHEAD: Final = 4096
@@ -213,6 +215,14 @@ class FederationConfig(StrictModel):
 
     mode: Literal["mtl", "per_task"] = "mtl"
     """mtl: one encoder for all tasks, a head per task. per_task: a whole model per task, no transfer."""
+    resident: list[Annotated[str, AfterValidator(check_selector)]] = Field(default=[], max_length=64)
+    """What each client keeps to itself: selectors of parameters, such as norms (FedBN, Li et al. 2021, arXiv
+    2102.07623), heads (FedPer) or everything. These slots are sent once, as first values, and never come back."""
+    correction: Correction = "none"
+    """How local training that goes far, or unevenly far, is put right. scaffold: control variates (Karimireddy et al.
+    2020, arXiv 1910.06378); needs `training.optimizer: sgd` without momentum, doubles what travels, and works best
+    when all clients take part. fednova: each client counts by its move per local step (Wang et al. 2020, arXiv
+    2007.07481), as it reports them."""
     min_clients: int = Field(default=1, ge=1)
     """A round starts only with at least this many clients connected."""
     min_clients_per_task: int = Field(default=0, ge=0)
@@ -262,6 +272,8 @@ class FederationConfig(StrictModel):
                 raise ValueError(f"task_weights must be positive and finite: {bad}")
         if self.late_updates == "async" and self.cohort.over_selection:
             raise ValueError("cohort.over_selection is of synchronous rounds; asynchronous ones have buffer.size")
+        if self.late_updates == "async" and self.correction == "scaffold":
+            raise ValueError("correction: scaffold is of synchronous rounds: set late_updates: refuse")
         if self.late_updates == "refuse" and self.buffer != BufferConfig():
             raise ValueError("buffer is of asynchronous rounds: set late_updates: async, or leave buffer out")
         return self
@@ -286,6 +298,16 @@ class Config(StrictModel):
     def _stops_by_evaluations(self) -> Self:
         if self.selection.early_stopping is not None and self.federation.evaluate == "none":
             raise ValueError("selection.early_stopping needs evaluations: set federation.evaluate to all or cohort")
+        return self
+
+    @model_validator(mode="after")
+    def _corrections_are_possible(self) -> Self:
+        training = self.training
+        if self.federation.correction == "scaffold" and (training.optimizer != "sgd" or training.momentum):
+            raise ValueError(
+                "federation.correction: scaffold needs training.optimizer: sgd with momentum 0 "
+                f"(found: {training.optimizer}, momentum {training.momentum:g})"
+            )
         return self
 
 

@@ -13,7 +13,9 @@ from server.export import ExportReport, export_task
 from server.run_directory import load_version
 
 
-def export_run(run: Path, task: str, out: Path, version: int | str = "last") -> ExportReport:
+def export_run(
+    run: Path, task: str, out: Path, version: int | str = "last", *, first_values: bool = False
+) -> ExportReport:
     """Write the model of `task` as of a committed version to `out`.
 
     Args:
@@ -22,9 +24,11 @@ def export_run(run: Path, task: str, out: Path, version: int | str = "last") -> 
         out: made when missing.
         version: a version's number, ``last`` for the newest on disk, or ``best`` for the best one of this task by the
             configuration's `selection`.
+        first_values: what lives on the clients, and nobody else has, gets the values that all of them began with.
 
     Raises:
-        ConfigError: no run, task or version of that name, or `out` can't be written.
+        ConfigError: no run, task or version of that name, `out` can't be written, or a part of the model lives on the
+            clients and `first_values` is off.
     """
     if not (run / "run.db").exists():
         raise ConfigError(f"--run {run}: not a run directory (there is no run.db)")
@@ -39,7 +43,15 @@ def export_run(run: Path, task: str, out: Path, version: int | str = "last") -> 
     if not path.exists():
         raise ConfigError(f"--version {version}: on disk are {', '.join(file.stem for file in kept)}")
     description, assets = read_family(run / "family")
-    return export_task(description, assets, load_version(path).for_task(task), specs[task], out)
+    model = load_version(path)
+    at_home = [slot.parameter for slot in model.plan.slice({task}).slots if slot.residence == "client"]
+    if at_home and not first_values:
+        shown = ", ".join(at_home[:3]) + (f" and {len(at_home) - 3} more" if len(at_home) > 3 else "")
+        raise ConfigError(
+            f"--task {task}: {shown} live on its clients (federation.resident), so the server has no trained values of "
+            "them. --first-values exports the model with those that every client began with; it is nobody's model"
+        )
+    return export_task(description, assets, model.for_task(task, first_values=True), specs[task], out)
 
 
 def _file_of(run: Path, task: str, version: str, newest: Path) -> Path:

@@ -15,7 +15,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -30,6 +30,7 @@ from server.aggregation import AggregatorChoice
 from server.authentication import Authenticator
 from server.config import Config
 from server.coordinator import Coordinator
+from server.correction import Reweigh, reweighing
 from server.farewell import Farewell
 from server.jobs import Jobs
 from server.lane import Lane, NoRoom, no_room
@@ -119,6 +120,8 @@ class Federation:
         #: One version at a time is folded and committed, however long a commit waits for room on the disk.
         self._committing = asyncio.Lock()
         self._stopping = threading.Event()
+        #: Clients and their tasks when the newest round began.
+        self._present: Mapping[str, frozenset[str]] = {}
 
     @property
     def state(self) -> str:
@@ -302,6 +305,7 @@ class Federation:
             await asyncio.to_thread(self.history.set, "present", present)
         except sqlite3.Error:
             self._write(self.history.set, "present", present)
+        self._present = command.present
         failpoint("round.begun")
 
     def _dispatch(self, command: core.Dispatch) -> None:
@@ -403,6 +407,7 @@ class Federation:
             discounts=discounts,
             cancelled=self._stopping,
             next_plan=next_plan,
+            reweigh=self._reweighing(updates),
         )
         try:
             await self._lane.run(fold)
@@ -428,6 +433,12 @@ class Federation:
             log.info("sharing plan from round %d on\n%s", version + 1, changes)
             event = {"round": version + 1, "digest": after.digest, "changes": str(changes).splitlines()}
             self.ledger.feed.publish("plan_changed", event)
+
+    def _reweighing(self, updates: Sequence[SpooledUpdate]) -> Reweigh:
+        """What `federation.correction` makes of the weights of these updates."""
+        training = {update.client_id: self.config.training for update in updates}
+        done = {update.client_id: update.header.tasks for update in updates}
+        return reweighing(self.config.federation.correction, training, done, self._present)
 
     def _commit(self, current: OpenRound, best: frozenset[int]) -> None:
         """Make the version durable, in the lane, where the model does not change meanwhile. Bears being done twice."""

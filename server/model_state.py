@@ -1,4 +1,7 @@
-"""The model as the server holds it: one value per server-held slot, and its encoded form.
+"""The model as the server holds it: one value per slot, and its encoded form.
+
+Of a slot that lives on the clients it is the first value, for clients that have none of their own yet; no round moves
+it.
 
 Encoding is a view of the value plus a checksum, made once per version; the same buffers go to every
 client. Memory is one model, and while a round is folded the next value of every slot that moves beside it.
@@ -10,6 +13,7 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
+from common.control_variates import without_controls, zero_controls
 from common.errors import PlanError
 from common.messages import base_digest
 from common.plan import SharingPlan, Slice, Slot
@@ -22,7 +26,7 @@ class ModelState:
 
     Args:
         plan: the sharing plan that this version is stored with: that of the round that starts from it.
-        values: slot id to value, for every slot that lives on the server.
+        values: slot id to value, for every slot.
         version: number of rounds that made these values.
 
     Raises:
@@ -30,7 +34,7 @@ class ModelState:
     """
 
     def __init__(self, plan: SharingPlan, values: Mapping[str, Tensor], version: int) -> None:
-        wanted = {slot.id: slot for slot in plan.slots if slot.residence == "server"}
+        wanted = {slot.id: slot for slot in plan.slots}
         if wanted.keys() != values.keys():
             odd = sorted(wanted.keys() ^ values.keys())
             raise PlanError(f"the values do not fit the plan: {odd[:3]} and {max(0, len(odd) - 3)} more differ")
@@ -47,18 +51,25 @@ class ModelState:
     @classmethod
     def initial(cls, plan: SharingPlan, parameters: Mapping[str, Tensor]) -> ModelState:
         """Version 0: every slot starts from its parameter's initial value (copies share memory)."""
-        values = {slot.id: parameters[slot.parameter] for slot in plan.slots if slot.residence == "server"}
-        return cls(plan, values, version=0)
+        known = {**parameters, **zero_controls(plan)}
+        return cls(plan, {slot.id: known[slot.parameter] for slot in plan.slots}, version=0)
 
     @property
     def values(self) -> Mapping[str, Tensor]:
         """Slot id to value; not to be changed in place."""
         return self._values
 
-    def for_task(self, task: str) -> dict[str, Tensor]:
-        """Parameter name to value, for what the forward pass of one task reads from the server."""
+    def for_task(self, task: str, *, first_values: bool = False) -> dict[str, Tensor]:
+        """Parameter name to value, for what the forward pass of one task reads.
+
+        Args:
+            task: the task.
+            first_values: also those of slots that live on the clients; they are what clients begin with.
+        """
         return {
-            slot.parameter: self._values[slot.id] for slot in self.plan.slice({task}).slots if slot.id in self._values
+            slot.parameter: self._values[slot.id]
+            for slot in without_controls(self.plan.slice({task})).slots
+            if slot.residence == "server" or first_values
         }
 
     def encode(self) -> None:
@@ -81,8 +92,12 @@ class ModelState:
         return found
 
     def encoded_slice(self, slice_: Slice) -> list[EncodedTensor]:
-        """The travelling slots of a slice, in slice order."""
-        return [self.encoded(slot.id) for slot in slice_.travelling]
+        """The slots of a slice, in slice order.
+
+        Those that live on the client are among them: what a client holds is not sent again, so their first values cross
+        the wire once, whoever joins when, and nobody needs to know who has which.
+        """
+        return [self.encoded(slot.id) for slot in slice_.slots]
 
     def advance(self, step: Callable[[Slot, Tensor], Tensor], plan: SharingPlan | None = None) -> None:
         """Move to the next version; a slot for which `step` returns its value stays.

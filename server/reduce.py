@@ -14,6 +14,7 @@ from common.plan import SharingPlan, Slot
 from common.tensors import all_finite
 from common.torch_tensors import array_of, dtype_name
 from server.aggregation import AggregatorChoice, SlotUpdate
+from server.correction import Reweigh
 from server.model_state import ModelState
 from server.round import Examples
 from server.spool import SpooledUpdate
@@ -41,6 +42,7 @@ def reduce_round(
     discounts: Mapping[str, float] | None = None,
     cancelled: threading.Event | None = None,
     next_plan: SharingPlan | None = None,
+    reweigh: Reweigh | None = None,
 ) -> None:
     """Advance `model` by one version, or leave it as it is and raise.
 
@@ -60,6 +62,7 @@ def reduce_round(
             takes away is not given to the others, as in FedBuff.
         cancelled: set by another thread to end the fold at the next slot.
         next_plan: the plan of the next round, with which the new version is stored; None: as it is.
+        reweigh: changes the weights of a slot's updates, before the discounts.
 
     Raises:
         ReductionCancelled: `cancelled` was set.
@@ -83,6 +86,8 @@ def reduce_round(
         weights = slot_weights(slot, present, task_weights, task_step)
         if not weights:
             return value
+        if reweigh is not None:
+            weights = dict(reweigh(slot, weights))
         moved = aggregators.for_slot(slot).reduce(
             value,
             [

@@ -38,7 +38,10 @@ from server.unfreezing import Schedule, resolve_schedule
 
 log = logging.getLogger("fedmtl.server")
 #: What a run can't change on its way.
-_FIXED: Final = (("model",), ("tasks",), ("federation", "mode"), ("run", "seed"))
+_FIXED: Final = (
+    ("model",), ("tasks",), ("federation", "mode"), ("federation", "resident"), ("federation", "correction"),
+    ("run", "seed"),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,8 @@ def begin(loaded: LoadedConfig, directory: RunDirectory, run_id: str) -> Start:
         directory.disk.sync_file(path)
     directory.disk.sync_folder(directory.family)
     failpoint("start.family_written")
-    plan = initial_plan(loaded.config.federation.mode, family.blueprint())
+    rules = loaded.config.federation
+    plan = initial_plan(rules.mode, family.blueprint(), rules.resident, rules.correction)
     schedule = resolve_schedule(loaded.config.freezing, plan, loaded.source)
     _tell_of_late_stages(schedule, loaded)
     course = Course(schedule, Selection.of(loaded.config.selection, loaded.specs, loaded.source))

@@ -80,6 +80,7 @@ class Counting:
     prepared: int = 0
     evaluated: list[int] = field(default_factory=list)
     trained: list[int] = field(default_factory=list)
+    durable_beside: bool = True
     on_prepare: Callable[[], None] | None = None
     on_train: Callable[[Report, threading.Event], None] | None = None
 
@@ -107,7 +108,7 @@ class Counting:
             self.on_train(progress, cancelled)
         done = TaskContribution(num_examples=5, num_steps=1, loss=0.5, seconds=0.1)
         deltas = [encode_tensor(slot.id, np.full(slot.shape, work.round, np.float32)) for slot in slice_.travelling]
-        return TrainedUpdate({"mood": done}, deltas)
+        return TrainedUpdate({"mood": done}, deltas, self.durable_beside)
 
 
 class Link:
@@ -522,6 +523,22 @@ async def test_a_client_started_again_sends_what_it_had_finished(tmp_path: Path,
     assert len(set(digests)) == 1
     assert workload.trained == [2, 2], "what was refused is not kept"
     assert kept_in(tmp_path) == 0
+
+
+@pytest.mark.parametrize("durable", [True, False])
+async def test_an_update_is_kept_only_together_with_what_is_remembered_of_its_round(
+    tmp_path: Path, durable: bool
+) -> None:
+    async def script(link: Link) -> None:
+        await link.meet()
+        await link.work(1)
+        await link.expect(EvaluationReport)
+        header, _ = await link.update()
+        assert kept_in(tmp_path) == durable
+        await link.acknowledge(header)
+        await link.finish()
+
+    await take_part(Counting(durable_beside=durable), script, kept=KeptUpdates(tmp_path, "c1"))
 
 
 async def test_a_round_that_is_repeated_gets_what_is_kept(tmp_path: Path) -> None:

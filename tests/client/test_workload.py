@@ -114,6 +114,49 @@ def test_evaluate_and_train() -> None:
     assert [t.header for t in again.tensors] == [t.header for t in update.tensors], "the same round, the same update"
 
 
+def test_what_is_remembered_outlives_the_process_where_there_is_a_state_folder(tmp_path: Path) -> None:
+    given = Given()
+    plan = given.plan.reside([slot.id for slot in given.plan.slots if "LayerNorm" in slot.parameter], "client")
+    slice_ = plan.slice({"sst2"})
+    work = given.work.model_copy(update={"plan": plan.digest, "slice": slice_.to_dict()})
+    assets, cancelled = given.family.assets(), threading.Event()
+
+    def started(state_dir: Path | None = tmp_path) -> LocalWorkload:
+        workload = LocalWorkload(None, "cpu", threads=1, state_dir=state_dir)
+        workload.prepare(given.welcome, assets)
+        return workload
+
+    assert not started(None).train(work, slice_, given.received, _progress, cancelled).durable_beside
+    first = started()
+    update = first.train(work, slice_, given.received, _progress, cancelled)
+    assert update.durable_beside
+    assert [path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()] == [
+        Path("c", "run", "memory", "round-00001.safetensors")
+    ]
+    # Another process does round 1 again, and round 2, as the first one would.
+    second = started()
+    again = second.train(work, slice_, given.received, _progress, cancelled)
+    assert [t.header for t in again.tensors] == [t.header for t in update.tensors]
+    later = work.model_copy(update={"round": 2, "version": 1})
+    third = started()
+    results = [
+        (
+            workload.evaluate(work, slice_, given.received, cancelled),
+            workload.evaluate(later, slice_, given.received, cancelled),
+            [t.header for t in workload.train(later, slice_, given.received, _progress, cancelled).tensors],
+        )
+        for workload in (first, second, third)
+    ]
+    assert results[0] == results[1] == results[2]
+    assert results[0][0] == given.prepared().evaluate(given.work, given.slice_, given.received, cancelled)
+    assert results[0][0] != results[0][1], "the norms have moved"
+    # Damage is a matter for a person.
+    [path] = sorted(tmp_path.rglob("round-00002.safetensors"))
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ConfigError, match=r"round-00002.safetensors, which holds .* remove the file"):
+        started()
+
+
 def test_evaluation_alone_follows_the_settings_that_came_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """A client that is only asked to evaluate, as outside the cohort, has no settings from an earlier round."""
     given, seen = Given(), []

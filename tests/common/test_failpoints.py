@@ -13,7 +13,16 @@ from pathlib import Path
 
 import pytest
 
-from common.failpoints import CLIENT_POINTS, SERVER_POINTS, VARIABLE, WHILE_VARIABLE, arm, armed, failpoint
+from common.failpoints import (
+    CLIENT_POINTS,
+    MEMORY_POINTS,
+    SERVER_POINTS,
+    VARIABLE,
+    WHILE_VARIABLE,
+    arm,
+    armed,
+    failpoint,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,7 +43,7 @@ def child(armed_with: str, code: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_every_point_has_one_name_and_is_in_the_code_once() -> None:
-    names = SERVER_POINTS + CLIENT_POINTS
+    names = SERVER_POINTS + CLIENT_POINTS + MEMORY_POINTS
     assert len(set(names)) == len(names)
     code = "".join(p.read_text() for folder in ("server", "client", "common") for p in (ROOT / folder).rglob("*.py"))
     code = code.replace((ROOT / "common" / "failpoints.py").read_text(), "")

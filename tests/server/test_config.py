@@ -54,6 +54,23 @@ def test_the_defaults() -> None:
         ({"server": {"limits": {"heartbeat_s": 1e-9}}}, "my.yaml: server.limits.heartbeat_s:"),
         ({"federation": {"mode": "mlt"}}, "Input should be 'mtl' or 'per_task' (found: 'mlt')"),
         ({"federation": {"quorum": 1.5}}, "my.yaml: federation.quorum:"),
+        ({"federation": {"resident": ["norm"]}}, "'norm' selects nothing: allowed are everything, backbone, heads"),
+        (
+            {"federation": {"correction": "scaffold"}},
+            "scaffold needs training.optimizer: sgd with momentum 0 (found: a",
+        ),
+        (
+            {
+                "federation": {"correction": "scaffold"},
+                "training": {"optimizer": "sgd", "momentum": 0.9},
+            },
+            "scaffold needs training.optimizer: sgd with momentum 0 (found: sgd, momentum 0.9)",
+        ),
+        (
+            {"federation": {"correction": "scaffold", "late_updates": "async"}},
+            "correction: scaffold is of synchronous rounds",
+        ),
+        ({"training": {"proximal": -1}}, "my.yaml: training.proximal: Input should be greater than or equal to 0"),
         ({"federation": {"cohort": {"fraction": 0.5, "count": 2}}}, "give fraction or count, not both"),
         ({"federation": {"task_weights": {"sst2": 1, "qqp": -1}}}, "task_weights must be positive and finite"),
         ({"federation": {"task_weights": {"sst2": 1, "qqp": float("inf")}}}, "Input should be a finite number"),

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from common.control_variates import with_controls
 from common.errors import PlanError
 from common.messages import base_digest
 from common.plan import SharingPlan, Slot
@@ -26,14 +27,21 @@ def test_version_zero_starts_every_copy_from_the_initial_value() -> None:
     assert torch.equal(model.values["body@mood"], model.values["body@topic"])
 
 
-def test_slots_of_the_client_are_not_held() -> None:
+def test_of_slots_of_the_client_the_first_value_is_held_and_sent_but_is_no_part_of_a_trained_model() -> None:
     plan = PLAN.reside(["head.mood@mood"], "client")
     model = ModelState.initial(plan, parameters())
-    assert "head.mood@mood" not in model.values
     assert [t.header.slot for t in model.encoded_slice(plan.slice({"mood"}))] == [
-        slot.id for slot in plan.slice({"mood"}).travelling
+        slot.id for slot in plan.slice({"mood"}).slots
     ]
     assert "head.mood" not in model.for_task("mood")
+    assert model.for_task("mood", first_values=True).keys() == model.for_task("mood").keys() | {"head.mood"}
+
+
+def test_control_variates_start_at_zero_and_are_no_part_of_a_model() -> None:
+    plan = with_controls(PLAN)
+    model = ModelState.initial(plan, parameters())
+    assert not model.values["body#control@mood+topic"].any()
+    assert model.for_task("mood").keys() == ModelState.initial(PLAN, parameters()).for_task("mood").keys()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,40 @@
+"""Which weights a method changes, and which it leaves."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from common.control_variates import with_controls
+from common.messages import TaskContribution
+from common.plan import Slot
+from common.training import TrainSettings
+from server.correction import reweighing
+from tests.server.tiny_run import PLAN
+
+PLAIN = TrainSettings(optimizer="sgd")
+DONE = {
+    client_id: {"mood": TaskContribution(num_examples=90, num_steps=steps, loss=0.0, seconds=0.0)}
+    for client_id, steps in {"a": 1, "b": 3}.items()
+}
+WEIGHTS = {"a": 0.5, "b": 0.5}
+BODY = PLAN.by_id["body@mood+topic"]
+CONTROL = with_controls(PLAN).by_id["body#control@mood+topic"]
+STATISTICS = Slot(replace(BODY.spec, kind="buffer"), BODY.tasks)
+PRESENT = dict.fromkeys("abcd", frozenset({"mood"}))
+
+
+def test_none_changes_nothing() -> None:
+    reweigh = reweighing("none", dict.fromkeys("ab", PLAIN), DONE, PRESENT)
+    assert reweigh(BODY, WEIGHTS) == WEIGHTS
+
+
+def test_scaffold_changes_those_of_control_variates() -> None:
+    reweigh = reweighing("scaffold", dict.fromkeys("ab", PLAIN), DONE, PRESENT)
+    assert reweigh(BODY, WEIGHTS) == WEIGHTS
+    assert reweigh(CONTROL, WEIGHTS) == {"a": 0.25, "b": 0.25}
+
+
+def test_fednova_changes_those_of_parameters() -> None:
+    reweigh = reweighing("fednova", dict.fromkeys("ab", PLAIN), DONE, PRESENT)
+    assert reweigh(BODY, WEIGHTS) == {"a": 0.5 * 2, "b": 0.5 * 2 / 3}
+    assert reweigh(STATISTICS, WEIGHTS) == WEIGHTS, "running means are no sums of steps"
