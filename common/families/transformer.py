@@ -24,6 +24,7 @@ from common.errors import ConfigError, DataError, ProtocolError
 from common.families import encoder_source
 from common.families.base import ModelSummary
 from common.families.config import SYNTHETIC_WORDS, InlineEncoder, TransformerConfig
+from common.families.encoded_pairs import EncodedPairs
 from common.families.encoded_text import EncodedText
 from common.families.encoder_source import EncoderSource
 from common.families.heads import check_task_names, head_spec, initial_head_value
@@ -107,10 +108,10 @@ class TransformerFamily:
             heads={
                 name: head_spec(
                     config.heads.get(name, config.head),
+                    task,
                     default_dropout=config.dropout,
+                    pairs=config.pairs,
                     input_size=settings.hidden_size,
-                    outputs=task.num_outputs,
-                    regression=task.kind == "regression",
                 )
                 for name, task in tasks.items()
             },
@@ -176,16 +177,22 @@ class TransformerFamily:
             for p in self._blueprint.parameters
         }
 
-    def encode(self, task: str, examples: Examples) -> EncodedText:
+    def encode(self, task: str, examples: Examples) -> EncodedText | EncodedPairs:
         """See `Family.encode`."""
         spec = self.tasks[task]
         if missing := [column for column in spec.text if column not in examples.columns]:
             raise DataError(f"{examples.source}: task {task!r} needs the text columns {missing}")
         tokenizer = tokenizer_from_json(self._assets[TOKENIZER_JSON], max_length=self._description.max_length)
         texts = [examples.columns[column] for column in spec.text]
+        separate = self._description.heads[task].separate
+        if separate:
+            texts = [[text for pair in zip(*texts, strict=True) for text in pair]]
         ids, type_ids, offsets = tokenize(tokenizer, texts, with_type_ids=self._description.token_type_ids)
         dtype = np.float32 if spec.kind == "regression" else np.int64
         labels = torch.from_numpy(np.array(examples.labels, dtype=dtype))
+        if separate:
+            pairs = EncodedText(ids, type_ids, offsets, labels.repeat_interleave(2), self._description.pad_id)
+            return EncodedPairs(pairs)
         return EncodedText(ids, type_ids, offsets, labels, self._description.pad_id)
 
     def describe(self) -> dict[str, Any]:
