@@ -89,7 +89,8 @@ def export_task(
 ) -> ExportReport:
     """Write one task's model into `out`.
 
-    Predictions of what is loaded from there equal the federation's own to 1e-5.
+    Predictions of what is loaded from there equal the federation's own to 1e-5. Low-rank adapters are merged into the
+    weights they adapt.
 
     Args:
         description: of the family, from `Family.describe` or `common.families.saved.read_family`.
@@ -125,9 +126,12 @@ def export_task(
 def _export_text(
     description: Mapping[str, Any], assets: Mapping[str, bytes], values: Mapping[str, Tensor], task: TaskSpec, out: Path
 ) -> ExportReport:
+    from common.families.lora import merged
     from common.families.transformer_model import TransformerDescription, encoder_config
 
     parsed = TransformerDescription.model_validate(dict(description))
+    if parsed.lora is not None:
+        values, parsed = merged(values, parsed.lora, "encoder."), parsed.model_copy(update={"lora": None})
     for name, content in assets.items():
         (out / name).write_bytes(content)
     form = native_form(parsed, parsed.heads[task.name])

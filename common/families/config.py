@@ -51,6 +51,32 @@ def _head_by_name(value: object) -> object:
 Head = Annotated[HeadConfig, BeforeValidator(_head_by_name)]
 
 
+def _one_or_more(value: object) -> object:
+    """Let ``targets: query`` stand for ``targets: [query]``."""
+    return [value] if isinstance(value, str) else value
+
+
+class LoraSettings(StrictModel):
+    """Low-rank adapters in a frozen encoder (Hu et al. 2021, arXiv 2106.09685); needs the extra `lora` (peft)."""
+
+    rank: int = Field(default=8, ge=1)
+    """Rank of the change that an adapter makes to its layer's weights."""
+
+    alpha: int = Field(default=16, ge=1)
+    """The change is multiplied by `alpha / rank`."""
+
+    targets: Annotated[tuple[str, ...], BeforeValidator(_one_or_more)] = ()
+    """The linear layers that get one: the last parts of their names, such as query, or patterns of whole names, such
+    as `encoder.layer.[45].*.value`. Left out: what peft takes for the architecture (BERT: query and value)."""
+
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout before an adapter."""
+
+    train_pooler: bool = True
+    """Train the encoder's pooler, where it is used. It stands between encoder and heads, and many checkpoints have
+    none that is pretrained (RoBERTa's); frozen, a drawn pooler would stay at random."""
+
+
 class InlineEncoder(StrictModel):
     """An encoder defined by its configuration alone and trained from scratch."""
 
@@ -98,6 +124,10 @@ class TransformerConfig(StrictModel):
     pairs: Pairs = "joint"
     """How tasks with two texts are read: `joint`, one sequence with a separator; `separate`, each text by itself, and
     the head gets [u, v, |u-v|, u*v] (Conneau et al. 2017, arXiv 1705.02364)."""
+
+    lora: LoraSettings | None = None
+    """Freeze the encoder and train low-rank adapters in it: the frozen weights travel once, the adapters every round.
+    An export has them merged."""
 
     dropout: float = Field(default=0.1, ge=0, lt=1)
     """Dropout of every head that names none of its own."""

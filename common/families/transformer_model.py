@@ -15,7 +15,9 @@ from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedConfig
 from common.errors import ConfigError, ProtocolError
 from common.families.base import MultiTaskModel
 from common.families.heads import HeadSpec, build_heads, pair_features
+from common.families.lora import LoraSpec, add_adapters
 from common.families.pooling import Pooling, first_last_average, pool
+from common.selectors import is_adapter
 from common.strict_model import StrictModel
 
 FAMILY: Final = "transformer"
@@ -40,6 +42,8 @@ class TransformerDescription(StrictModel):
     """Whether the encoder tells the two texts of a pair apart by type ids."""
     pad_id: int
     heads: dict[str, HeadSpec]
+    lora: LoraSpec | None = None
+    """Adapters in the encoder, which is frozen then."""
 
 
 class TransformerModel(MultiTaskModel):
@@ -98,8 +102,17 @@ def assemble(description: TransformerDescription, tasks: Sequence[str]) -> Trans
     """The model with the heads of these tasks, on the current default device, values drawn from torch's stream."""
     config = encoder_config(description)
     encoder = new_encoder(config, pooler=description.pooler)
+    if description.lora is not None:
+        add_adapters(encoder, description.lora)
     heads = build_heads({task: description.heads[task] for task in tasks}, config.hidden_size)
     return TransformerModel(encoder, description, heads)
+
+
+def is_trained(description: TransformerDescription, name: str) -> bool:
+    """Whether tasks train a tensor of the model: any, or with adapters only those, the heads and maybe the pooler."""
+    if description.lora is None or name.startswith("heads.") or is_adapter(name):
+        return True
+    return description.lora.train_pooler and group_of(name) == "pooler"
 
 
 def encoder_config(description: TransformerDescription) -> PreTrainedConfig:

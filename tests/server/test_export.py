@@ -171,6 +171,23 @@ def test_shipped_code_reads_separate_pairs_as_its_readme_says(
         model(**tokenizer(*columns, padding=True, return_tensors="pt"))
 
 
+@pytest.mark.parametrize(
+    ("encoder", "task", "native", "settings"),
+    [
+        ("bert", "sst2", True, {}),
+        ("roberta", "stsb", True, {"lora": {"rank": 3, "targets": ["query", "dense"]}}),
+        ("minilm", "qqp", False, {"pooling": "mean"}),
+    ],
+)
+def test_adapters_are_merged_into_weights_that_load_without_peft(
+    encoder: str, task: str, native: bool, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    pytest.importorskip("peft", reason="the extra `lora` is not installed")
+    out = tmp_path / "out"
+    check_equal_predictions(encoder, task, out, native=native, **{"lora": {"rank": 3, "alpha": 5}, **settings})
+    assert not [name for name in load_file(out / "model.safetensors") if "lora" in name or "base_layer" in name]
+
+
 def test_long_texts_are_cut_as_in_the_federation(tmp_path: Path) -> None:
     family = text_family("bert", max_length=12)
     values, rows = trained(family), texts("sst2", [" ".join(WORDS)] * 2)
