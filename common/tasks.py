@@ -27,10 +27,10 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from common.data.config import SOURCES, DataSource, FilesSource, HubSource, SyntheticSource
 from common.errors import ConfigError
+from common.losses import LOSSES, LOSSES_OF, CosineLoss, CrossEntropyLoss, FocalLoss, Loss
 from common.strict_model import StrictModel
 
 Kind = Literal["classification", "regression"]
-Loss = Literal["cross_entropy", "mse"]
 ClassificationMetric = Literal["accuracy", "f1", "matthews", "auc"]
 RegressionMetric = Literal["pearson", "spearman", "mse", "mae"]
 MetricName = Literal[ClassificationMetric, RegressionMetric]
@@ -40,7 +40,6 @@ NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 #: Keys that say where rows come from: a `data` with one of them replaces the shipped one, others refine it.
 ORIGIN_KEYS: Final = frozenset({"hub", "synthetic", "train"})
 
-_LOSS: Final[Mapping[Kind, Loss]] = {"classification": "cross_entropy", "regression": "mse"}
 _DEFAULT_METRICS: Final[Mapping[Kind, tuple[MetricName, ...]]] = {
     "classification": ("accuracy",),
     "regression": ("pearson", "spearman"),
@@ -78,7 +77,8 @@ class TaskSpec(StrictModel):
     label_range: tuple[float, float] | None = None
     """The lowest and highest score that a regression label may have; default any."""
     loss: Loss
-    """Follows from `kind`: cross_entropy or mse."""
+    """A name or a mapping with `kind`. A classification has cross_entropy (the default) or focal, a regression mse
+    (the default), huber or cosine."""
     metrics: tuple[MetricName, ...]
     """The first is the task's primary metric. Default accuracy, or pearson and spearman."""
     data: DataSource = FilesSource()
@@ -93,6 +93,12 @@ class TaskSpec(StrictModel):
     def label_names(self) -> tuple[str, ...]:
         """Class names in id order; empty for regression."""
         return tuple(label.name for label in self.labels)
+
+    @property
+    def class_weights(self) -> tuple[float, ...] | None:
+        """What the loss weighs each class's examples with, in id order; None where all weigh 1."""
+        weights = self.loss.class_weights if isinstance(self.loss, CrossEntropyLoss | FocalLoss) else {}
+        return tuple(weights.get(name, 1.0) for name in self.label_names) if weights else None
 
     @property
     def primary_metric(self) -> MetricName:
@@ -119,7 +125,10 @@ class TaskSpec(StrictModel):
             return entry
         # Of an unknown kind its own check says what is wrong; the rest needs no complaint then.
         kind: Kind = "regression" if entry.get("kind") == "regression" else "classification"
-        return {"loss": _LOSS[kind], "metrics": _DEFAULT_METRICS[kind], **entry}
+        given = {"metrics": _DEFAULT_METRICS[kind], "loss": LOSSES_OF[kind][0], **entry}
+        if isinstance(given["loss"], Mapping):
+            given["loss"] = {"kind": LOSSES_OF[kind][0], **given["loss"]}
+        return given
 
     @field_validator("text", "metrics", mode="before")
     @classmethod
@@ -147,8 +156,10 @@ class TaskSpec(StrictModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.loss != _LOSS[self.kind]:
-            raise ValueError(f"loss {self.loss!r} does not fit kind {self.kind!r}: allowed is {_LOSS[self.kind]!r}")
+        if self.loss.kind not in LOSSES_OF[self.kind]:
+            raise ValueError(
+                f"loss {self.loss.kind!r} does not fit kind {self.kind!r}: allowed are {list(LOSSES_OF[self.kind])}"
+            )
         if not self.metrics:
             raise ValueError(f"`metrics` is empty: allowed are {list(_METRICS[self.kind])}")
         if wrong := [metric for metric in self.metrics if metric not in _METRICS[self.kind]]:
@@ -160,6 +171,8 @@ class TaskSpec(StrictModel):
                 raise ValueError("a regression task has no `labels`; `label_range` bounds its scores")
             if self.label_range is not None and not self.label_range[0] < self.label_range[1]:
                 raise ValueError(f"label_range {list(self.label_range)} must be [lowest, highest]")
+            if isinstance(self.loss, CosineLoss) and self.label_range is None:
+                raise ValueError("loss 'cosine' needs `label_range`, which says what label a cosine of 0 and of 1 is")
             return self
         if self.label_range is not None:
             raise ValueError("`label_range` is for regression; a classification task has `labels`")
@@ -167,6 +180,11 @@ class TaskSpec(StrictModel):
             raise ValueError("a classification task needs `labels`: at least two class names in id order")
         _check_distinct([label.name for label in self.labels], "class name")
         _check_distinct([v for label in self.labels for v in (label.values or (label.name,))], "raw label value")
+        weighted = self.loss.class_weights if isinstance(self.loss, CrossEntropyLoss | FocalLoss) else {}
+        if unknown := sorted(weighted.keys() - set(self.label_names)):
+            raise ValueError(
+                f"loss.class_weights names no class of the task: {unknown}; it has {list(self.label_names)}"
+            )
         return self
 
 
@@ -263,11 +281,11 @@ def _problem(where: str, problem: Mapping[str, Any]) -> str:
 def _allowed_keys(location: tuple[int | str, ...]) -> list[str]:
     model: Any = TaskSpec
     for part in location:
-        if part in SOURCES:
-            model = SOURCES[str(part)]
+        if part in SOURCES or part in LOSSES:
+            model = {**SOURCES, **LOSSES}[str(part)]
         elif part == "labels":
             model = ClassLabel
-        elif isinstance(part, str) and part != "data":
+        elif isinstance(part, str) and part not in ("data", "loss"):
             model = model.model_fields[part].annotation
     keys = [key for key in model.model_fields if model is not TaskSpec or key != "name"]
     return [*keys, "use"] if model is TaskSpec else keys

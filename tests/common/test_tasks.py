@@ -45,10 +45,30 @@ def test_what_a_task_leaves_out_follows_from_its_kind() -> None:
     spec = _one(TICKETS)
     assert (spec.name, spec.text, spec.label, spec.num_outputs) == ("t", ("subject",), "label", 3)
     assert spec.label_names == ("question", "complaint", "praise")
-    assert (spec.loss, spec.metrics, spec.primary_metric) == ("cross_entropy", ("accuracy",), "accuracy")
+    assert (spec.loss.kind, spec.metrics, spec.primary_metric) == ("cross_entropy", ("accuracy",), "accuracy")
     score = _one({"kind": "regression", "text": ["a", "b"], "metrics": "mse"})
-    assert (score.loss, score.num_outputs, score.label_names, score.metrics) == ("mse", 1, (), ("mse",))
+    assert (score.loss.kind, score.num_outputs, score.label_names, score.metrics) == ("mse", 1, (), ("mse",))
     assert score.data == FilesSource()
+
+
+@pytest.mark.parametrize(
+    ("loss", "written"),
+    [
+        ("cross_entropy", "cross_entropy"),
+        ({"kind": "cross_entropy"}, "cross_entropy"),
+        ({"label_smoothing": 0.1}, {"kind": "cross_entropy", "class_weights": {}, "label_smoothing": 0.1}),
+        ({"kind": "focal", "gamma": 1}, {"kind": "focal", "gamma": 1.0, "class_weights": {}}),
+    ],
+)
+def test_a_loss_is_a_name_or_a_mapping_and_travels_as_the_shortest_of_both(loss: object, written: object) -> None:
+    spec = _one(TICKETS | {"loss": loss})
+    assert spec.model_dump(mode="json")["loss"] == written
+    assert TaskSpec.model_validate_json(spec.model_dump_json()) == spec
+
+
+def test_class_weights_stand_in_id_order_and_are_one_where_left_out() -> None:
+    assert _one(TICKETS | {"loss": {"class_weights": {"praise": 3, "question": 0.5}}}).class_weights == (0.5, 1.0, 3.0)
+    assert _one(TICKETS).class_weights is None
 
 
 def test_labels_keep_their_order_when_keys_are_sorted_on_the_way() -> None:
@@ -104,7 +124,17 @@ def test_where_rows_come_from_is_said_in_words() -> None:
         (TICKETS | {"metrics": ["pearson"]}, ["['pearson']", "'accuracy', 'f1', 'matthews', 'auc'"]),
         (TICKETS | {"metrics": ["acc"]}, ["tasks.t.metrics.0: 'acc'", "'accuracy'"]),
         (TICKETS | {"metrics": []}, ["tasks.t: `metrics` is empty"]),
-        (TICKETS | {"loss": "mse"}, ["'mse' does not fit", "'cross_entropy'"]),
+        (TICKETS | {"loss": "mse"}, ["'mse' does not fit", "'cross_entropy', 'focal'"]),
+        (TICKETS | {"loss": "hinge"}, ["tasks.t.loss: 'hinge'", "cross_entropy, focal for a class"]),
+        (TICKETS | {"loss": {"kind": "focal", "gama": 1}}, ["tasks.t.loss.gama: unknown key", "gamma, class_weights"]),
+        (TICKETS | {"loss": {"label_smoothing": 1}}, ["tasks.t.loss.label_smoothing: 1", "less than 1"]),
+        (
+            TICKETS | {"loss": {"class_weights": {"prais": 2}}},
+            ["class_weights names no class of the task: ['prais']", "'praise'"],
+        ),
+        (TICKETS | {"loss": {"class_weights": {"praise": 0}}}, ["loss.class_weights.praise: 0", "greater than 0"]),
+        ({"kind": "regression", "text": ["a", "b"], "loss": {"kind": "huber", "delta": 0}}, ["tasks.t.loss.delta: 0"]),
+        ({"kind": "regression", "text": ["a", "b"], "loss": "cosine"}, ["'cosine' needs `label_range`"]),
         (TICKETS | {"text": ["a", "b", "c"]}, ["tasks.t.text", "at most 2"]),
         (TICKETS | {"text": "label"}, ["different columns"]),
         (TICKETS | {"label_range": [0, 1]}, ["`label_range` is for regression"]),
