@@ -7,7 +7,7 @@ same `nn.Parameter` in both, so both tasks train it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -56,6 +56,7 @@ class SlotModel:
         self._module_of = {task: replica.module for replica in self.replicas for task in replica.tasks}
         self._trains = {task: frozenset(s.id for s in self.slots.values() if task in s.trained_by) for task in tasks}
         self._active: frozenset[str] | None = None
+        self._open: frozenset[str] = frozenset(self.slots)
 
     def load(self, values: Mapping[str, Tensor], *, training: bool) -> None:
         """Give every slot its value and put the modules into training or evaluation mode.
@@ -84,6 +85,7 @@ class SlotModel:
             changes = training and (bool(slot.trained_by & set(self.tasks)) or slot.spec.kind == "buffer")
             tensor.data = value.detach().to(self.device, copy=changes)
             tensor.grad = None
+        self.open(self.slots)
         for replica in self.replicas:
             replica.module.train(training)
 
@@ -92,9 +94,17 @@ class SlotModel:
         outputs: Tensor = self._module_of[task](task, batch)
         return outputs
 
+    def open(self, slot_ids: Iterable[str]) -> None:
+        """Let tasks train no other slots than these from now on, until the model is loaded again."""
+        self._open, self._active = frozenset(slot_ids), None
+
+    def is_open(self, slot_id: str) -> bool:
+        """Whether tasks that may train a slot can do so now."""
+        return slot_id in self._open
+
     def train_only(self, task: str) -> None:
-        """Let gradients flow to the slots that `task` may train, and to no others."""
-        trains = self._trains[task]
+        """Let gradients flow to the open slots that `task` may train, and to no others."""
+        trains = self._trains[task] & self._open
         if trains == self._active:
             return
         for slot_id in self.parameter_slots:
