@@ -14,7 +14,8 @@ from common.training import TrainSettings, steps_of_epochs
 def openings(model: SlotModel, settings: TrainSettings, num_examples: Mapping[str, int]) -> dict[int, frozenset[str]]:
     """Step, from 0, to all slots that are open from it on; empty when everything is open throughout.
 
-    Buffers are open always: the forward pass moves them, not the optimiser.
+    Where the plan has frozen what the first entries open, so that a task would have nothing to train, the next entry
+    counts from the beginning. Buffers are always open: the forward pass moves them, not the optimiser.
 
     Args:
         model: the slots, those of the whole encoder among them.
@@ -22,26 +23,24 @@ def openings(model: SlotModel, settings: TrainSettings, num_examples: Mapping[st
         num_examples: task that trains to the number of its training examples.
 
     Raises:
-        PlanError: at the beginning nothing is open that a task may train.
+        PlanError: no entry opens anything that one of the tasks may train.
     """
-    if not settings.unfreeze:
-        return {}
     opened = {slot_id for slot_id, slot in model.slots.items() if slot.spec.kind == "buffer"}
     found: dict[int, frozenset[str]] = {}
+    idle = set(num_examples)
     for entry in settings.unfreeze:
         names = select_present(entry.open, (slot.spec for slot in model.slots.values()))
-        opened |= {slot_id for slot_id, slot in model.slots.items() if slot.parameter in names}
-        found[steps_of_epochs(entry.epoch, settings, num_examples)] = frozenset(opened)
-    _require_something_to_train(
-        num_examples, [slot for slot_id, slot in model.parameter_slots.items() if slot_id in found[0]]
-    )
+        step = steps_of_epochs(entry.epoch, settings, num_examples) if not idle else 0
+        chosen = {slot_id: slot for slot_id, slot in model.slots.items() if slot.parameter in names}
+        opened |= chosen.keys()
+        idle -= _trainers(chosen.values())
+        found[step] = frozenset(opened)
+    if found and idle:
+        raise PlanError(
+            f"no entry of training.unfreeze opens anything that {sorted(idle)} may train: the plan has frozen it"
+        )
     return found
 
 
-def _require_something_to_train(tasks: Iterable[str], slots: Iterable[Slot]) -> None:
-    trained = frozenset().union(*(slot.trained_by for slot in slots))
-    if idle := sorted(set(tasks) - trained):
-        raise PlanError(
-            f"training.unfreeze: at epoch 0 it opens nothing that {idle} may train. Open more of the model first, "
-            "or leave it to the server's plan what is frozen."
-        )
+def _trainers(slots: Iterable[Slot]) -> frozenset[str]:
+    return frozenset().union(*(slot.trained_by for slot in slots if slot.spec.kind == "parameter"))

@@ -43,7 +43,7 @@ def parameter_rates(specs: Iterable[ParameterSpec], settings: TrainSettings) -> 
     rates = {
         name: ParameterRate(
             (settings.head_learning_rate if spec.group == HEAD else 1.0) * settings.layer_decay ** depth(spec, layers),
-            settings.weight_decay if _is_matrix(spec) and spec.group != EMBEDDINGS else 0.0,
+            settings.weight_decay if can_decay(spec) and spec.group != EMBEDDINGS else 0.0,
         )
         for name, spec in known.items()
     }
@@ -51,7 +51,7 @@ def parameter_rates(specs: Iterable[ParameterSpec], settings: TrainSettings) -> 
         for name in select_present(entry.match, known.values()):
             if entry.learning_rate is not None:
                 rates[name] = replace(rates[name], multiplier=entry.learning_rate)
-            if entry.weight_decay is not None and _is_matrix(known[name]):
+            if entry.weight_decay is not None and can_decay(known[name]):
                 rates[name] = replace(rates[name], weight_decay=entry.weight_decay)
     return rates
 
@@ -65,6 +65,6 @@ def depth(spec: ParameterSpec, layers: int) -> int:
     return 1 + layers if layer is None else layers - layer
 
 
-def _is_matrix(spec: ParameterSpec) -> bool:
+def can_decay(spec: ParameterSpec) -> bool:
     """Whether decay can apply: biases and the weights of norms are left as they are."""
     return len(spec.shape) > 1 and not is_norm(spec.name)
