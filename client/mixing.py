@@ -107,31 +107,27 @@ def by_length(rows: Indices, lengths: Lengths, width: int) -> Indices:
     return sorted_
 
 
-def passes(
-    rows: Mapping[str, Indices], lengths: Mapping[str, Lengths], most: int | None = None
-) -> list[dict[str, Indices]]:
-    """A step's rows in the portions that are computed at once: one, or more where their lengths differ much.
+def passes(rows: Mapping[str, Indices], lengths: Mapping[str, Lengths]) -> list[dict[str, Indices]]:
+    """A step's rows in the portions that are computed at once: one, or more where its tasks differ much in length.
+
+    Rows of a single task stay together: they were dealt by length.
 
     Args:
         rows: task to its rows in the step.
         lengths: task to the length of each row of its split.
-        most: rows per portion at most; None for no limit.
 
     Returns:
         Portions as `rows`, together exactly the rows given.
     """
     tasks = list(rows)
     flat = np.concatenate([rows[task] for task in tasks])
-    if len(tasks) == 1 and (most is None or len(flat) <= most):
+    if len(tasks) == 1:
         return [dict(rows)]
     task = np.repeat(np.arange(len(tasks)), [len(rows[name]) for name in tasks])
     length = np.concatenate([lengths[name][rows[name]] for name in tasks])
     order = np.argsort(length, kind="stable")
-    bounds = _cuts(length[order]) if len(tasks) > 1 else [0, len(flat)]
-    if most is not None:
-        bounds = [bound for start, end in pairwise(bounds) for bound in range(start, end, most)] + [len(flat)]
     portions = []
-    for start, end in pairwise(bounds):
+    for start, end in pairwise(_cuts(length[order])):
         inside = np.sort(order[start:end])  # in the order of tasks, and of rows within them
         portions.append({name: flat[inside[task[inside] == i]] for i, name in enumerate(tasks) if i in task[inside]})
     return portions

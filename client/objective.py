@@ -10,7 +10,8 @@ from torch import Tensor
 
 from client.batches import Batch, Indices
 from client.device import autocast, to_device
-from client.loss import task_loss
+from client.loss import loss_sum, loss_weight
+from client.micro_batches import pieces
 from client.slot_model import SlotModel
 from common.training import TrainSettings
 
@@ -39,20 +40,27 @@ class Objective:
         """Leave the gradient of the batch's loss in the parameters that its tasks train; others have none.
 
         Returns:
-            task to the sum of its examples' losses, a scalar on the device, and their number.
+            task to its mean loss times its examples, a scalar on the device, and their number.
         """
-        (task,) = batch.rows
-        rows = batch.rows[task]
-        self._model.train_only(task)
-        loss = self._loss(task, rows)
-        torch.autograd.backward(loss)
-        return {task: (loss.detach() * len(rows), len(rows))}
+        left = {task: self._labels(task, rows) for task, rows in batch.rows.items()}
+        weights = {task: loss_weight(self._family.tasks[task], labels) for task, labels in left.items()}
+        losses: dict[str, Tensor] = {}
+        for piece in pieces(batch, self._settings.micro_batch_size):
+            for task, rows in piece.rows.items():
+                labels, left[task] = left[task][: len(rows)], left[task][len(rows) :]
+                self._model.train_only(task)
+                loss = self._loss_sum(task, rows, labels) / weights[task]
+                torch.autograd.backward(loss)
+                losses[task] = losses[task] + loss.detach() if task in losses else loss.detach()
+        return {task: (losses[task] * len(rows), len(rows)) for task, rows in batch.rows.items()}
 
-    def _loss(self, task: str, rows: Indices) -> Tensor:
-        """Mean loss of some rows of one task."""
-        split, device = self._data[task].train, self._model.device
-        inputs = to_device(split.collate(rows), device)
-        target = to_device({"labels": split.labels[torch.from_numpy(rows)]}, device)
-        with autocast(device, self._settings.precision):
+    def _loss_sum(self, task: str, rows: Indices, labels: Tensor) -> Tensor:
+        """Sum of the losses of some rows of one task."""
+        inputs = to_device(self._data[task].train.collate(rows), self._model.device)
+        with autocast(self._model.device, self._settings.precision):
             outputs = self._model.forward(task, inputs)
-        return task_loss(self._family.tasks[task], outputs, target["labels"])
+        return loss_sum(self._family.tasks[task], outputs, labels)
+
+    def _labels(self, task: str, rows: Indices) -> Tensor:
+        labels = self._data[task].train.labels[torch.from_numpy(rows)]
+        return to_device({"labels": labels}, self._model.device)["labels"]

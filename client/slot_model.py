@@ -56,6 +56,7 @@ class SlotModel:
         self._module_of = {task: replica.module for replica in self.replicas for task in replica.tasks}
         self._trains = {task: frozenset(s.id for s in self.slots.values() if task in s.trained_by) for task in tasks}
         self._active: frozenset[str] | None = None
+        self._open: frozenset[str] = frozenset(self.slots)
 
     def load(self, values: Mapping[str, Tensor], *, training: bool) -> None:
         """Give every slot its value and put the modules into training or evaluation mode.
@@ -84,6 +85,7 @@ class SlotModel:
             changes = training and (bool(slot.trained_by & set(self.tasks)) or slot.spec.kind == "buffer")
             tensor.data = value.detach().to(self.device, copy=changes)
             tensor.grad = None
+        self.open(self.slots)
         for replica in self.replicas:
             replica.module.train(training)
 
@@ -117,9 +119,17 @@ class SlotModel:
             if {one, other} <= slot.tasks
         )
 
+    def open(self, slot_ids: Iterable[str]) -> None:
+        """Let tasks train no other slots than these from now on, until the model is loaded again."""
+        self._open, self._active = frozenset(slot_ids), None
+
+    def is_open(self, slot_id: str) -> bool:
+        """Whether tasks that may train a slot can do so now."""
+        return slot_id in self._open
+
     def train_only(self, *tasks: str) -> None:
-        """Let gradients flow to the slots that one of these tasks may train, and to no others."""
-        trains = frozenset[str]().union(*(self._trains[task] for task in tasks))
+        """Let gradients flow to the open slots that one of these tasks may train, and to no others."""
+        trains = self._open.intersection(frozenset[str]().union(*(self._trains[task] for task in tasks)))
         if trains == self._active:
             return
         for slot_id in self.parameter_slots:

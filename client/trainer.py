@@ -7,6 +7,7 @@ the same bits on the same machine with the same number of threads.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -23,6 +24,8 @@ from client.memory import ClientMemory, Memory, resident, residents
 from client.objective import Objective
 from client.slot_model import SlotModel
 from client.tally import Progress, Tally, TaskReport
+from client.time_budget import TimeBudget
+from client.unfreezing import openings
 from common.errors import PlanError
 from common.metrics import Evaluation
 from common.plan import Slice, Slot
@@ -60,8 +63,8 @@ class LocalResult:
 
     Attributes:
         deltas: slot id to trained value minus received value, float32 on the CPU, all finite; exactly the
-            travelling slots that a task in `reports` may train. Rows of an embedding table that no example touched
-            are exactly zero.
+            travelling slots that a task in `reports` may train and that were open in the last step. Rows of an
+            embedding table that no example touched are exactly zero.
         reports: the tasks that took at least one step (with fewer steps than tasks, not all do).
     """
 
@@ -78,12 +81,20 @@ class LocalTrainer:
         family: builds the modules.
         data: the client's tasks and their rows.
         device: where to compute.
+        clock: measures a round's time budget, in seconds.
     """
 
-    def __init__(self, family: Family, data: Mapping[str, TaskData], device: torch.device) -> None:
+    def __init__(
+        self,
+        family: Family,
+        data: Mapping[str, TaskData],
+        device: torch.device,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._family = family
         self._data = dict(data)
         self._device = device
+        self._clock = clock
         self._memory = ClientMemory()
         self._bound: tuple[Slice, SlotModel] | None = None
 
@@ -140,7 +151,8 @@ class LocalTrainer:
             cancelled: checked before every step.
 
         Raises:
-            PlanError: slice or values don't fit the family, or nothing in the slice may be trained.
+            PlanError: slice or values don't fit the family, or nothing in the slice may be trained, or at its beginning
+                `training.unfreeze` opens nothing of a task.
             TrainingDiverged: a loss or a delta is not finite; nothing of the round is kept.
             TrainingCancelled: `cancelled` was set; nothing of the round is kept.
         """
@@ -155,14 +167,20 @@ class LocalTrainer:
                 raise PlanError(f"no slot of the slice may be trained by the client's tasks {sorted(self._data)}")
             lengths = {task: self._data[task].train.lengths for task in trainable}
             batches = round_batches(lengths, settings, position, seed, client_id)
-            total = round_steps(settings, {task: len(rows) for task, rows in lengths.items()})
+            sizes = {task: len(rows) for task, rows in lengths.items()}
+            total = round_steps(settings, sizes)
+            stages, budget = openings(model, settings, sizes), TimeBudget(settings.max_seconds, self._clock)
 
             with dropout_stream(
                 self._device, derive_seed(seed, "round", position.round, "client", client_id, "dropout")
             ):
                 objective = Objective(model, self._family, self._data, settings)
                 tally = Tally(position, total, progress)
-                reports = descend(model, objective, batches, total, settings, position, tally, cancelled)
+                reports = descend(
+                    *(model, objective, batches, total, settings, position, tally, cancelled),
+                    openings=stages,
+                    budget=budget,
+                )
             deltas, own = _changes(model, received, frozenset(reports), position)
             self._memory.keep(position.round, Memory({**memory.tensors, **residents(own)}, memory.numbers))
             return LocalResult(deltas, reports)
@@ -183,12 +201,16 @@ def _changes(
 ) -> tuple[dict[str, Tensor], dict[Slot, Tensor]]:
     """Deltas of the travelling slots that these tasks trained, and the new values of the client's own slots.
 
+    What was not open in the last step never was: it has no delta, and the client no say in it.
+
     Raises:
         TrainingDiverged: one of them is not finite.
     """
     deltas: dict[str, Tensor] = {}
     own: dict[Slot, Tensor] = {}
     for slot_id, slot in model.trained_by(tasks).items():
+        if not model.is_open(slot_id):
+            continue
         value = model.take(slot_id)
         if slot.residence == "client":
             own[slot] = value

@@ -20,6 +20,7 @@ from common.tasks import TaskSpec, load_registry
 from common.training import TrainSettings
 from common.wire import MAX_CONTROL_BYTES
 from server.aggregation.config import AggregationConfig
+from server.training_settings import TrainingOverride, check_overrides
 
 #: Bytes of a chunk's frame beside its payload: header, names, checksum.
 FRAME_OVERHEAD: Final = 4096
@@ -273,6 +274,9 @@ class Config(StrictModel):
     tasks: dict[str, Any] = Field(min_length=1)
     """Task name to its specification, or to ``{use: NAME, ...}`` for one of the shipped registry."""
     training: TrainSettings = TrainSettings()
+    training_overrides: tuple[TrainingOverride, ...] = ()
+    """Other settings for some clients or tasks, such as ``{tasks: [stsb], set: {local_epochs: 3}}``. All that are for a
+    client are applied in order."""
 
 
 class LoadedConfig(StrictModel):
@@ -324,5 +328,6 @@ def resolve_config(data: Mapping[str, Any], source: str, base_dir: Path) -> Load
         raise ConfigError(
             f"{source}: federation.task_weights: give a weight for each of {sorted(specs)} (found: {sorted(weights)})"
         )
+    check_overrides(config.training, config.training_overrides, specs.keys(), source)
     config = config.model_copy(update={"server": config.server.located(base_dir)})
     return LoadedConfig(config=config, specs=specs, source=source, base_dir=base_dir)

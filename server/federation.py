@@ -42,6 +42,7 @@ from server.spool import Spool, SpooledUpdate, round_folder
 from server.start import Start
 from server.summary import summarise
 from server.timers import Timers
+from server.training_settings import changed, changes_for
 from server.update_norm import update_norm
 from server.welcome import Introduction
 
@@ -113,6 +114,8 @@ class Federation:
         #: One version at a time is folded and committed, however long a commit waits for room on the disk.
         self._committing = asyncio.Lock()
         self._stopping = threading.Event()
+        #: A round that is repeated with other overrides than before the restart replaces what is noted of it.
+        self._notes_training = bool(config.training_overrides) or self.history.any_training_changes()
 
     @property
     def state(self) -> str:
@@ -301,7 +304,10 @@ class Federation:
         if connection is None or connection.revoked:
             return
         slice_ = self.model.plan.slice(self.specs if connection.full else connection.tasks)
-        settings = self.config.training.model_dump(mode="json")
+        changes = changes_for(self.config.training_overrides, command.client_id, connection.tasks)
+        settings = changed(self.config.training, changes).model_dump(mode="json")
+        if command.train and self._notes_training:
+            self._write(self.history.record_training, command.round_id, command.client_id, changes)
         work = Work(
             run_id=self.run_id,
             round=command.round_id,

@@ -32,6 +32,7 @@ from server.model_state import ModelState
 from server.run_directory import DamagedVersion, RunDirectory, sha256_of
 from server.spool import Spool
 from server.strategy import initial_plan
+from server.training_settings import check_selectors
 
 log = logging.getLogger("fedmtl.server")
 #: What a run can't change on its way.
@@ -63,10 +64,11 @@ def begin(loaded: LoadedConfig, directory: RunDirectory, run_id: str) -> Start:
     """Make a new run and commit its version 0.
 
     Raises:
-        ConfigError: the model can't be built.
+        ConfigError: the model can't be built, or has nothing of what the training settings choose.
     """
     directory.write_config(resolved(loaded, run_id))
     family = build_family(loaded.config.model, loaded.specs, base_dir=loaded.base_dir)
+    _check_training(loaded, family)
     write_family(family.describe(), family.assets(), directory.family)
     for path in sorted(directory.family.iterdir()):
         directory.disk.sync_file(path)
@@ -89,6 +91,7 @@ def go_on(loaded: LoadedConfig, directory: RunDirectory) -> Start:
     run_id = require_same_run(loaded, directory.config)
     family_description, assets = read_family(directory.family)
     family = family_from_description(family_description, assets, loaded.specs)
+    _check_training(loaded, family)
     history = _history_of(directory)
     if history is None:
         model = _newest_whole(directory, {})
@@ -103,6 +106,11 @@ def go_on(loaded: LoadedConfig, directory: RunDirectory) -> Start:
     log.info("resuming from version %d", model.version)
     finished = history.get("finished") is not None and model.version >= loaded.config.run.rounds
     return Start(family, model, history, run_id, True, finished)
+
+
+def _check_training(loaded: LoadedConfig, family: Family) -> None:
+    config = loaded.config
+    check_selectors(config.training, config.training_overrides, family.blueprint(), loaded.source)
 
 
 def _new_history(directory: RunDirectory, model: ModelState, sha256: str, run_id: str, seconds: float) -> History:
