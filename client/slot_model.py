@@ -145,6 +145,11 @@ class SlotModel:
                 gradients[slot_id], tensor.grad = tensor.grad, None
         return gradients
 
+    def put_gradients(self, gradients: Mapping[str, Tensor]) -> None:
+        """Give parameters these gradients, by slot id; others keep theirs."""
+        for slot_id, gradient in gradients.items():
+            self._tensors[slot_id].grad = gradient
+
     @property
     def parameter_slots(self) -> dict[str, Slot]:
         """The slots that are parameters rather than buffers."""

@@ -6,6 +6,7 @@ step's gradient is the weighted sum. All of them need nothing but the gradients'
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations_with_replacement
 from typing import TYPE_CHECKING
@@ -53,10 +54,35 @@ class Surgery:
         return weights
 
 
+def combined(gradients: Sequence[Gradients], surgery: Surgery | None) -> dict[str, Tensor]:
+    """The gradient of a step from those of its tasks, in their memory, which is used up.
+
+    A slot that one task only has a gradient for (a head, a slot of its own) keeps it; the others get the sum of their
+    tasks' gradients, weighted by the surgery.
+
+    Args:
+        gradients: of each task.
+        surgery: None for the plain sum.
+
+    Raises:
+        TrainingDiverged: the surgery met a gradient that is not finite.
+    """
+    holders = Counter(slot_id for of_task in gradients for slot_id in of_task)
+    shared = [slot_id for slot_id, tasks in holders.items() if tasks > 1]
+    weights = surgery.weights(gradients, shared) if surgery is not None and shared else [1.0] * len(gradients)
+    whole: dict[str, Tensor] = {}
+    for of_task, weight in zip(gradients, weights, strict=True):
+        for slot_id, gradient in of_task.items():
+            if weight != 1 and holders[slot_id] > 1:
+                gradient.mul_(weight)
+            whole[slot_id] = whole[slot_id].add_(gradient) if slot_id in whole else gradient
+    return whole
+
+
 def inner_products(gradients: Sequence[Gradients], slots: Iterable[str]) -> Tensor:
     """``(tasks, tasks)`` float32 on the gradients' device, each pair's inner product over these slots."""
     wanted = list(slots)
-    rows: list[list[Tensor]] = [[torch.zeros(())] * len(gradients) for _ in gradients]
+    rows = [[torch.empty(())] * len(gradients) for _ in gradients]
     for i, j in combinations_with_replacement(range(len(gradients)), 2):
         one, other = gradients[i], gradients[j]
         products = [torch.dot(one[s].flatten(), other[s].flatten()) for s in wanted if s in one and s in other]
