@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from torch.nn.utils import clip_grad_norm_
 
@@ -15,6 +15,7 @@ from client.objective import Objective
 from client.optimizer import build_optimizer, set_learning_rate
 from client.slot_model import SlotModel
 from client.tally import Tally, TaskReport
+from client.time_budget import TimeBudget
 from common.failpoints import failpoint
 from common.training import Position, TrainSettings, learning_rate_factor
 
@@ -29,19 +30,23 @@ def descend(
     tally: Tally,
     cancelled: threading.Event,
     corrections: Sequence[Correction] = (),
+    openings: Mapping[int, frozenset[str]] | None = None,
+    budget: TimeBudget | None = None,
 ) -> dict[str, TaskReport]:
-    """Train the model in place.
+    """Train the model in place; which slots were open to the end the model knows.
 
     Args:
         model: loaded for training.
         objective: gives each batch's gradient.
         batches: the examples of each step, `total` of them.
-        total: steps of the round.
+        total: steps that are planned for the round; the learning rate follows from them.
         settings: how to train.
         position: where in the run the round stands.
         tally: counts and reports.
         cancelled: checked before every step.
         corrections: change each step's gradients before they are clipped, in this order.
+        openings: step to the slots that are open from it on, as `client.unfreezing.openings` gives them.
+        budget: ends the round after the step in which it is used up.
 
     Raises:
         TrainingCancelled: `cancelled` was set.
@@ -57,6 +62,8 @@ def descend(
             raise TrainingCancelled(f"training of round {position.round} was cancelled after {step} steps")
         if step == total // 2:
             failpoint("client.training")
+        if openings and step in openings:
+            model.open(openings[step])
         began = time.perf_counter()
         set_learning_rate(optimizer, settings.learning_rate * learning_rate_factor(settings, position, step, total))
         optimizer.zero_grad(set_to_none=True)
@@ -68,4 +75,7 @@ def descend(
         optimizer.step()
         tally.add(losses, time.perf_counter() - began)
         tally.report_sometimes()
+        if budget is not None and budget.used_up() and step + 1 < total:
+            tally.report()
+            break
     return tally.reports()

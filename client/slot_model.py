@@ -7,7 +7,7 @@ same `nn.Parameter` in both, so both tasks train it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -56,6 +56,7 @@ class SlotModel:
         self._module_of = {task: replica.module for replica in self.replicas for task in replica.tasks}
         self._trains = {task: frozenset(s.id for s in self.slots.values() if task in s.trained_by) for task in tasks}
         self._active: frozenset[str] | None = None
+        self._open: frozenset[str] = frozenset(self.slots)
 
     def load(self, values: Mapping[str, Tensor], *, training: bool) -> None:
         """Give every slot its value and put the modules into training or evaluation mode.
@@ -84,6 +85,7 @@ class SlotModel:
             changes = training and (bool(slot.trained_by & set(self.tasks)) or slot.spec.kind == "buffer")
             tensor.data = value.detach().to(self.device, copy=changes)
             tensor.grad = None
+        self.open(self.slots)
         for replica in self.replicas:
             replica.module.train(training)
 
@@ -92,14 +94,61 @@ class SlotModel:
         outputs: Tensor = self._module_of[task](task, batch)
         return outputs
 
-    def train_only(self, task: str) -> None:
-        """Let gradients flow to the slots that `task` may train, and to no others."""
-        trains = self._trains[task]
+    def forward_parts(self, parts: Mapping[str, slice], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Outputs of several tasks' rows in one batch, as `MultiTaskModel.forward_parts`; tasks of one `together`."""
+        return self._module_of[next(iter(parts))].forward_parts(parts, batch)
+
+    def together(self, tasks: Iterable[str]) -> list[tuple[str, ...]]:
+        """Group tasks that one pass can train: of one replica, and none reads a slot that only another may train."""
+        groups: list[tuple[str, ...]] = []
+        for task in tasks:
+            for place, group in enumerate(groups):
+                if all(self._agree(task, member) for member in group):
+                    groups[place] = (*group, task)
+                    break
+            else:
+                groups.append((task,))
+        return groups
+
+    def _agree(self, one: str, other: str) -> bool:
+        if self._module_of[one] is not self._module_of[other]:
+            return False
+        return not any(
+            (one in slot.trained_by) != (other in slot.trained_by)
+            for slot in self.slots.values()
+            if {one, other} <= slot.tasks
+        )
+
+    def open(self, slot_ids: Iterable[str]) -> None:
+        """Let tasks train no other slots than these from now on, until the model is loaded again."""
+        self._open, self._active = frozenset(slot_ids), None
+
+    def is_open(self, slot_id: str) -> bool:
+        """Whether tasks that may train a slot can do so now."""
+        return slot_id in self._open
+
+    def train_only(self, *tasks: str) -> None:
+        """Let gradients flow to the open slots that one of these tasks may train, and to no others."""
+        trains = self._open.intersection(frozenset[str]().union(*(self._trains[task] for task in tasks)))
         if trains == self._active:
             return
         for slot_id in self.parameter_slots:
             self._tensors[slot_id].requires_grad_(slot_id in trains)
         self._active = trains
+
+    def take_gradients(self) -> dict[str, Tensor]:
+        """The gradients that there are, by slot id, handed over: the parameters have none afterwards."""
+        gradients = {}
+        for slot_id in self.parameter_slots:
+            tensor = self._tensors[slot_id]
+            if tensor.grad is not None:
+                gradients[slot_id], tensor.grad = tensor.grad, None
+        return gradients
+
+    def put_gradients(self, gradients: Mapping[str, Tensor]) -> None:
+        """Give parameters these gradients, by slot id; others keep theirs."""
+        for slot_id, gradient in gradients.items():
+            self._tensors[slot_id].grad = gradient
 
     @property
     def parameter_slots(self) -> dict[str, Slot]:

@@ -7,7 +7,8 @@ the same bits on the same machine with the same number of threads.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -24,13 +25,17 @@ from client.failures import TrainingCancelled, TrainingDiverged
 from client.memory import ClientMemory, Memory, resident, residents
 from client.objective import Objective
 from client.proximal import ProximalTerm
+from client.sampling import weakness_of
 from client.slot_model import SlotModel
 from client.tally import Progress, Tally, TaskReport
+from client.time_budget import TimeBudget
+from client.unfreezing import openings
 from common.control_variates import control_slots, without_controls
 from common.errors import PlanError
 from common.metrics import Evaluation
 from common.plan import Slice, Slot
 from common.seeds import derive_seed
+from common.torch_tensors import fingerprint
 from common.training import Position, TrainSettings, round_steps
 
 if TYPE_CHECKING:
@@ -64,8 +69,9 @@ class LocalResult:
 
     Attributes:
         deltas: slot id to trained value minus received value, float32 on the CPU, all finite; exactly the
-            travelling slots that a task in `reports` may train. Rows of an embedding table that no example touched
-            are exactly zero. With SCAFFOLD also what the control variates of those slots change by.
+            travelling slots that a task in `reports` may train and that were open in the last step. Rows of an
+            embedding table that no example touched are exactly zero. With SCAFFOLD also what the control variates of
+            those slots change by.
         reports: the tasks that took at least one step (with fewer steps than tasks, not all do).
         remembered: whether what the client remembers of the round outlives this process.
     """
@@ -85,6 +91,7 @@ class LocalTrainer:
         data: the client's tasks and their rows.
         device: where to compute.
         memory: what the client remembers; a new one, in RAM only, when left out.
+        clock: measures a round's time budget, in seconds.
     """
 
     def __init__(
@@ -93,12 +100,15 @@ class LocalTrainer:
         data: Mapping[str, TaskData],
         device: torch.device,
         memory: ClientMemory | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._family = family
         self._data = dict(data)
         self._device = device
+        self._clock = clock
         self._memory = ClientMemory() if memory is None else memory
         self._bound: tuple[Slice, SlotModel] | None = None
+        self._last_results: tuple[tuple[TrainSettings, str], dict[str, Evaluation]] | None = None
 
     def evaluate(
         self,
@@ -125,12 +135,7 @@ class LocalTrainer:
         with _TURN, threads(settings.threads), deterministic(settings.deterministic):
             model = self._bind(slice_)
             memory = self._memory.latest() if before_round is None else self._memory.before(before_round)
-            model.load(_with_residents(model, values, memory), training=False)
-            return {
-                task: evaluate_task(model, self._family.tasks[task], held_out, settings, cancelled)
-                for task in model.tasks
-                if (held_out := self._data[task].validation) is not None
-            }
+            return self._evaluated(model, _with_residents(model, values, memory), settings, cancelled)
 
     def train(
         self,
@@ -156,7 +161,8 @@ class LocalTrainer:
             cancelled: checked before every step.
 
         Raises:
-            PlanError: slice or values don't fit the family, or nothing in the slice may be trained.
+            PlanError: slice or values don't fit the family, or nothing in the slice may be trained, or at its beginning
+                `training.unfreeze` opens nothing of a task.
             TrainingDiverged: a loss or a delta is not finite; nothing of the round is kept.
             TrainingCancelled: `cancelled` was set; nothing of the round is kept.
         """
@@ -164,29 +170,78 @@ class LocalTrainer:
             model = self._bind(slice_)
             memory = self._memory.before(position.round)
             received = _with_residents(model, values, memory)
-            model.load(received, training=True)
-
             trainable = [task for task in model.tasks if model.trained_by(frozenset({task}))]
             if not trainable:
                 raise PlanError(f"no slot of the slice may be trained by the client's tasks {sorted(self._data)}")
             lengths = {task: self._data[task].train.lengths for task in trainable}
-            batches = round_batches(lengths, settings, position, seed, client_id)
-            total = round_steps(settings, {task: len(rows) for task, rows in lengths.items()})
+            weakness = self._weakness(model, trainable, received, settings, cancelled)
+            model.load(received, training=True)
+            batches = round_batches(lengths, settings, position, seed, client_id, weakness)
+            sizes = {task: len(rows) for task, rows in lengths.items()}
+            total = round_steps(settings, sizes)
+            stages, budget = openings(model, settings, sizes), TimeBudget(settings.max_seconds, self._clock)
 
             with dropout_stream(
                 self._device, derive_seed(seed, "round", position.round, "client", client_id, "dropout")
             ):
                 corrections, controls = _corrections(model, slice_, received, memory, settings)
-                objective = Objective(model, self._family, self._data, settings)
+                objective = Objective(model, self._family, self._data, settings, trainable, memory.numbers)
                 tally = Tally(position, total, progress)
-                reports = descend(model, objective, batches, total, settings, position, tally, cancelled, corrections)
+                reports = descend(
+                    *(model, objective, batches, total, settings, position, tally, cancelled),
+                    corrections=corrections,
+                    openings=stages,
+                    budget=budget,
+                )
             deltas, own = _changes(model, received, frozenset(reports))
             if controls is not None:
                 control_deltas, own_controls = controls.changes(deltas)
                 deltas, own = {**deltas, **control_deltas}, {**own, **own_controls}
             _require_finite(deltas, own, position)
-            now = Memory({**memory.tensors, **residents(own)}, memory.numbers)
+            numbers = {**memory.numbers, **objective.numbers(reports)}
+            now = Memory({**memory.tensors, **residents(own)}, numbers)
             return LocalResult(deltas, reports, self._memory.keep(position.round, now))
+
+    def _evaluated(
+        self,
+        model: SlotModel,
+        values: Mapping[str, Tensor],
+        settings: TrainSettings,
+        cancelled: threading.Event | None,
+    ) -> dict[str, Evaluation]:
+        """Results on the validation data; where the sampling may ask again for the same values, not computed twice."""
+        key = None
+        if settings.task_sampling == "performance":
+            key = (settings, fingerprint({slot: values[slot] for slot in model.slots if slot in values}))
+            if self._last_results is not None and self._last_results[0] == key:
+                return self._last_results[1]
+        model.load(values, training=False)
+        results = {
+            task: evaluate_task(model, self._family.tasks[task], held_out, settings, cancelled)
+            for task in model.tasks
+            if (held_out := self._data[task].validation) is not None
+        }
+        if key is not None:
+            self._last_results = (key, results)
+        return results
+
+    def _weakness(
+        self,
+        model: SlotModel,
+        tasks: Sequence[str],
+        received: Mapping[str, Tensor],
+        settings: TrainSettings,
+        cancelled: threading.Event,
+    ) -> dict[str, float] | None:
+        """How weak the received values are at each task with validation data, where the sampling wants to know."""
+        if settings.task_sampling != "performance" or len(tasks) < 2:
+            return None
+        results = self._evaluated(model, received, settings, cancelled)
+        return {
+            task: weakness_of(self._family.tasks[task], results[task], held_out.labels)
+            for task in tasks
+            if (held_out := self._data[task].validation) is not None
+        }
 
     def _bind(self, slice_: Slice) -> SlotModel:
         """The slice's model, the one of the last call when the slice is the same."""
@@ -194,7 +249,7 @@ class LocalTrainer:
             tasks = [task for task in self._data if task in slice_.tasks]
             if not tasks:
                 raise PlanError(f"the slice of {sorted(slice_.tasks)} has no task of this client's {list(self._data)}")
-            self._bound = None  # let the old modules go before the new ones are built
+            self._bound = self._last_results = None  # let the old modules go before the new ones are built
             self._bound = (slice_, SlotModel(self._family, without_controls(slice_), tasks, self._device))
         return self._bound[1]
 
@@ -202,10 +257,15 @@ class LocalTrainer:
 def _changes(
     model: SlotModel, received: Mapping[str, Tensor], tasks: frozenset[str]
 ) -> tuple[dict[str, Tensor], dict[Slot, Tensor]]:
-    """Deltas of the travelling slots that these tasks trained, and the new values of the client's own slots."""
+    """Deltas of the travelling slots that these tasks trained, and the new values of the client's own slots.
+
+    What was not open in the last step never was: it has no delta, and the client no say in it.
+    """
     deltas: dict[str, Tensor] = {}
     own: dict[Slot, Tensor] = {}
     for slot_id, slot in model.trained_by(tasks).items():
+        if not model.is_open(slot_id):
+            continue
         value = model.take(slot_id)
         if slot.residence == "client":
             own[slot] = value

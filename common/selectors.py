@@ -83,6 +83,18 @@ def select(selectors: str | Iterable[str], specs: Iterable[ParameterSpec]) -> fr
     return frozenset(chosen)
 
 
+def select_present(selectors: Iterable[str], specs: Iterable[ParameterSpec]) -> frozenset[str]:
+    """The same, of a part of a model: a selector may match none of these parameters (the head of another's task).
+
+    Args:
+        selectors: of a known form.
+        specs: the parameters that are there.
+    """
+    known = list(specs)
+    meanings = [_predicate(check_selector(text), known) for text in selectors]
+    return frozenset(spec.name for spec in known if any(means(spec) for means in meanings))
+
+
 def layer_of(group: str) -> int | None:
     """Number of the encoder layer that a blueprint group is, from 0 at the input; None for any other group."""
     found = _LAYER.fullmatch(group)

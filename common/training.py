@@ -7,16 +7,29 @@ client that restarts, joins late or redoes a round uses the same rates as one th
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, field_validator, model_validator
 
+from common.selectors import check_selector
 from common.strict_model import StrictModel
 
 Precision = Literal["fp32", "bf16"]
-TaskSampling = Literal["proportional", "even", "sqrt"]
+TaskSampling = Literal["proportional", "even", "sqrt", "temperature", "annealed", "performance"]
+LossWeighting = Literal["fixed", "uncertainty", "dwa", "gradnorm"]
+SurgeryMethod = Literal["none", "pcgrad", "cagrad", "upgrad", "mgda", "aligned_mtl"]
+
+#: Settings of which at most one is given; whatever sets one of a pair takes the place of the other.
+EXCLUSIVE: Final = (("local_epochs", "local_steps"), ("warmup", "warmup_steps"))
+
+Selectors = Annotated[
+    tuple[Annotated[str, AfterValidator(check_selector)], ...],
+    BeforeValidator(lambda given: (given,) if isinstance(given, str) else given),
+    Field(min_length=1),
+]
+"""One selector of `common.selectors`, or several that are joined."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +49,35 @@ class Position:
             raise ValueError(f"round {self.round} does not lie in 1..{self.target_rounds}")
 
 
+class GroupRates(StrictModel):
+    """How fast some parameters learn and decay. What is left out stays as it was."""
+
+    match: Selectors
+    """Which: a selector or a list, such as `norms`, `[embeddings, layers:0-3]` or `encoder.*.attention.*`."""
+
+    learning_rate: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Multiplier of the learning rate, in place of what `head_learning_rate` and `layer_decay` make of it."""
+
+    weight_decay: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    """Decay of the matrices among them, embeddings included; biases and norm weights never decay."""
+
+    @model_validator(mode="after")
+    def _says_something(self) -> GroupRates:
+        if self.learning_rate is None and self.weight_decay is None:
+            raise ValueError("give learning_rate or weight_decay, or both: this entry changes nothing")
+        return self
+
+
+class Opening(StrictModel):
+    """What is opened for training within a round; it stays open to the round's end."""
+
+    epoch: float = Field(ge=0, allow_inf_nan=False)
+    """Passes over the client's data, from the round's beginning, after which it is opened; 0.5 is half a pass."""
+
+    open: Selectors
+    """Which parameters: a selector or a list."""
+
+
 class TrainSettings(StrictModel):
     """Local training in one round. Give `local_epochs` or `local_steps`; one epoch when neither is given."""
 
@@ -46,13 +88,31 @@ class TrainSettings(StrictModel):
     """Optimiser steps per round instead of epochs; more than the data gives go on with a fresh permutation."""
 
     batch_size: int = Field(default=32, ge=1)
-    """Examples per optimiser step; each step's batch holds one task. An epoch's last batch may be smaller."""
+    """Examples per optimiser step, of one task or (`mixed_batches`) of several. An epoch's last batch may be
+    smaller."""
+
+    max_seconds: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Most seconds of a round's training: it ends with the step in which they are used up, or earlier when epochs or
+    steps are done. What was done is reported and weighs. Two runs then differ: it depends on the machine's speed."""
+
+    micro_batch_size: int | None = Field(default=None, ge=1)
+    """Compute a batch in pieces of at most so many examples, to save memory; the step is that of the whole batch. Null
+    computes it at once. Dropout draws other masks; batch normalisation sees the pieces."""
 
     learning_rate: float = Field(default=1e-4, gt=0, allow_inf_nan=False)
     """Peak learning rate of the run."""
 
-    head_learning_rate: float = Field(default=1.0, gt=0, allow_inf_nan=False)
-    """Multiplier of the learning rate for the heads (parameters of group `head`)."""
+    head_learning_rate: float = Field(default=5.0, gt=0, allow_inf_nan=False)
+    """Multiplier of the learning rate for the heads, which start from nothing where the encoder does not. 1 where all
+    is trained from scratch."""
+
+    layer_decay: float = Field(default=1.0, gt=0, le=1)
+    """Factor of the learning rate for each step down from the top: heads and pooler have the full rate, the last layer
+    this factor of it, the layer below its square, and so on to the embeddings; 1 treats all alike."""
+
+    groups: tuple[GroupRates, ...] = ()
+    """Other rates and decay for chosen parameters, such as `{match: norms, learning_rate: 0.5}`. Where several entries
+    choose a parameter, the last of them that says something counts. An entry that chooses none is an error."""
 
     optimizer: Literal["adamw", "sgd"] = "adamw"
     """Local optimiser; its state starts afresh every round, as the parameters it belongs to have moved."""
@@ -65,11 +125,15 @@ class TrainSettings(StrictModel):
     decayed embedding table would change in every row, and rows that no example touched could not be left out
     of the update."""
 
-    warmup: float = Field(default=0.1, ge=0, le=1)
-    """Share of the whole run's steps in which the learning rate rises linearly to its peak."""
+    warmup: float | None = Field(default=None, ge=0, le=1)
+    """Share of the whole run's steps in which the learning rate rises linearly to its peak; 0.1 when `warmup_steps` is
+    not given either."""
 
-    schedule: Literal["linear", "constant"] = "linear"
-    """After the warm-up: fall linearly towards 0 at the end of the run, or stay."""
+    warmup_steps: int | None = Field(default=None, ge=0)
+    """The same as a number of steps of the client, counted over its rounds, instead of a share."""
+
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """After the warm-up: fall towards 0 at the end of the run, linearly or as half a cosine, or stay."""
 
     max_grad_norm: float | None = Field(default=1.0, gt=0, allow_inf_nan=False)
     """Gradients of a step are scaled down to this norm; null for no limit."""
@@ -77,10 +141,54 @@ class TrainSettings(StrictModel):
     proximal: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     """FedProx (Li et al. 2020, arXiv 1812.06127): pull every parameter that travels back towards its received value,
     with this factor (mu) times the distance as part of the gradient; 0 is plain federated averaging."""
+    unfreeze: tuple[Opening, ...] = ()
+    """Progressive unfreezing within each round, such as `[{epoch: 0, open: heads}, {epoch: 1, open: everything}]`: what
+    no entry has opened yet is not trained. Empty: everything is open from the start."""
 
     task_sampling: TaskSampling = "proportional"
-    """How a client of several tasks shares its steps among them: by their number of batches, evenly, or by the
-    square root of their number of batches. The round's total stays the same."""
+    """How a client of several tasks shares its steps among them (with `mixed_batches` the examples of its steps); the
+    round's total stays the same. n is a task's number of batches per epoch (mixed: of examples). `proportional`: by
+    n; `even`; `sqrt`: by its root; `temperature`: by n^(1/T), T being `sampling_temperature`; `annealed`: by n^a, with
+    a falling over the rounds from 1 to 0.2 (Stickland & Murray 2019, arXiv 1902.02671); `performance`: by how far the
+    received model is from a perfect score on the client's own validation data, the weakest task most often."""
+
+    sampling_temperature: float = Field(default=5.0, ge=1, allow_inf_nan=False)
+    """T of `temperature`: 1 is proportional, the larger the more even. 5 is what multilingual translation settled on
+    (Arivazhagan et al. 2019, arXiv 1907.05019)."""
+
+    mixed_batches: bool = False
+    """Each optimiser step holds examples of several tasks, in one pass through the encoder where they share it and
+    their lengths agree. What a step minimises is the sum over its tasks of weight times mean loss; with batches of one
+    task it is that task's weight times its mean loss."""
+
+    loss_weighting: LossWeighting = "fixed"
+    """Where a task's loss weight comes from in a client of several tasks (a client of one keeps weight 1, or its
+    fixed one). `fixed`: `loss_weights`. `uncertainty`: learnt log variances (Kendall et al. 2018, arXiv 1705.07115).
+    `dwa`: how fast the client's losses fell from the round before last to the last (Liu et al. 2019, arXiv
+    1803.10704). `gradnorm`: gradients of equal size at the last shared layer, more for tasks that lag (Chen et al.
+    2018, arXiv 1711.02257); needs `mixed_batches`."""
+
+    loss_weights: Mapping[str, PositiveFloat] = {}
+    """Task to the weight of its loss, for `fixed`; 1 for a task that is not named."""
+
+    loss_weight_rate: float = Field(default=0.025, gt=0, allow_inf_nan=False)
+    """Learning rate of the weights of `uncertainty` and `gradnorm`."""
+
+    gradnorm_alpha: float = Field(default=1.5, ge=0, allow_inf_nan=False)
+    """How strongly `gradnorm` favours tasks whose loss has fallen least; 0 asks for equal gradients."""
+
+    dwa_temperature: float = Field(default=2.0, gt=0, allow_inf_nan=False)
+    """Temperature of `dwa`: the larger, the more even."""
+
+    surgery: SurgeryMethod = "none"
+    """What is done with conflicting gradients of a client's own tasks in the parameters they share (torchjd's
+    implementations; heads keep their own gradients); needs `mixed_batches`. `pcgrad`: Yu et al. 2020, arXiv 2001.06782;
+    `cagrad`: Liu et al. 2021, arXiv 2110.14048; `upgrad`: Quinton & Rey 2024, arXiv 2406.16232; `mgda`: Sener & Koltun
+    2018, arXiv 1810.04650; `aligned_mtl`: Senushkin et al. 2023, arXiv 2305.19000. Where gradients agree `pcgrad` is
+    their sum; `upgrad`, `cagrad`, `mgda` and `aligned_mtl` have the size of a mean."""
+
+    cagrad_c: float = Field(default=0.5, ge=0, lt=1, allow_inf_nan=False)
+    """How far `cagrad` may stray from the mean gradient, as a share of its size; 0 is the mean."""
 
     length_buckets: bool = True
     """Put examples of similar length into one batch, so that little padding is computed."""
@@ -99,20 +207,50 @@ class TrainSettings(StrictModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _one_epoch_unless_told(cls, data: Any) -> Any:  # noqa: ANN401  # pydantic hands over raw input
-        if isinstance(data, dict) and data.get("local_epochs") is None and data.get("local_steps") is None:
-            return {**data, "local_epochs": 1.0}
-        return data
+    def _first_of_a_pair_unless_told(cls, data: Any) -> Any:  # noqa: ANN401  # pydantic hands over raw input
+        if not isinstance(data, dict):
+            return data
+        defaults = zip(EXCLUSIVE, (1.0, 0.1), strict=True)
+        missing = {first: value for (first, other), value in defaults if data.get(first) is data.get(other) is None}
+        return {**data, **missing}
+
+    @field_validator("unfreeze")
+    @classmethod
+    def _in_order(cls, openings: tuple[Opening, ...]) -> tuple[Opening, ...]:
+        epochs = [opening.epoch for opening in openings]
+        if epochs != sorted(set(epochs)):
+            raise ValueError(f"the entries' epoch must ascend, each of them once: {epochs}")
+        if epochs and epochs[0] != 0:
+            raise ValueError(f"the first entry must be of epoch 0, not {epochs[0]}: before it nothing would be open")
+        return openings
 
     @model_validator(mode="after")
     def _no_contradiction(self) -> TrainSettings:
-        if self.local_epochs is not None and self.local_steps is not None:
+        for first, other in EXCLUSIVE:
+            if getattr(self, first) is not None and getattr(self, other) is not None:
+                raise ValueError(
+                    f"{first} ({getattr(self, first)}) and {other} ({getattr(self, other)}) exclude each other: "
+                    "set one of them to null"
+                )
+        if self.unfreeze and self.local_epochs is not None and self.unfreeze[-1].epoch >= self.local_epochs:
             raise ValueError(
-                f"local_epochs ({self.local_epochs}) and local_steps ({self.local_steps}) exclude each other: "
-                "set one of them to null"
+                f"unfreeze: epoch {self.unfreeze[-1].epoch:g} is not reached in a round of {self.local_epochs:g} "
+                "epochs (local_epochs)"
             )
         if self.optimizer == "adamw" and self.momentum:
             raise ValueError(f"momentum ({self.momentum}) belongs to optimizer 'sgd'; 'adamw' has its own")
+        if self.loss_weights and self.loss_weighting != "fixed":
+            raise ValueError(
+                f"loss_weights {dict(self.loss_weights)} are for loss_weighting 'fixed'; "
+                f"{self.loss_weighting!r} finds its own: leave loss_weights out"
+            )
+        if not self.mixed_batches:
+            together = {"loss_weighting": self.loss_weighting == "gradnorm", "surgery": self.surgery != "none"}
+            for key in (key for key, needed in together.items() if needed):
+                raise ValueError(
+                    f"{key} {getattr(self, key)!r} compares gradients of several tasks in one step: "
+                    "set mixed_batches: true"
+                )
         return self
 
 
@@ -121,8 +259,21 @@ def epoch_steps(num_examples: int, batch_size: int) -> int:
     return math.ceil(num_examples / batch_size)
 
 
+def steps_of_epochs(epochs: float, settings: TrainSettings, num_examples: Mapping[str, int]) -> int:
+    """Optimiser steps in so many passes over all of a client's tasks, a part of a step counted as one.
+
+    Args:
+        epochs: passes, 0 or more.
+        settings: the batch size, and whether batches are mixed.
+        num_examples: task to the number of the client's training examples; at least one task.
+    """
+    if mixes(settings, num_examples):
+        return epoch_steps(_up(epochs * sum(num_examples.values())), settings.batch_size)
+    return _up(epochs * sum(epoch_steps(count, settings.batch_size) for count in num_examples.values()))
+
+
 def round_steps(settings: TrainSettings, num_examples: Mapping[str, int]) -> int:
-    """Optimiser steps that a client takes in one round, over all its tasks.
+    """Optimiser steps that a client takes in one round, over all its tasks; with `max_seconds` the most it takes.
 
     Args:
         settings: how to train.
@@ -130,31 +281,56 @@ def round_steps(settings: TrainSettings, num_examples: Mapping[str, int]) -> int
     """
     if settings.local_steps is not None:
         return settings.local_steps
+    return max(1, steps_of_epochs(_epochs(settings), settings, num_examples))
+
+
+def mixes(settings: TrainSettings, tasks: Collection[str]) -> bool:
+    """Whether steps hold several tasks. A client of one task trains as it would without `mixed_batches`."""
+    return settings.mixed_batches and len(tasks) > 1
+
+
+def mixed_examples(settings: TrainSettings, num_examples: Mapping[str, int]) -> int:
+    """Examples of one round of mixed batches, over all tasks; arguments as for `round_steps`."""
+    if settings.local_steps is not None:
+        return settings.local_steps * settings.batch_size
+    return max(1, _up(_epochs(settings) * sum(num_examples.values())))
+
+
+def _epochs(settings: TrainSettings) -> float:
     if settings.local_epochs is None:
         raise AssertionError("TrainSettings holds local_epochs or local_steps")
-    one_epoch = sum(epoch_steps(count, settings.batch_size) for count in num_examples.values())
-    # Rounded up so that a small client always takes a step; 1e-9 keeps 0.07 * 100 from becoming 8.
-    return max(1, math.ceil(settings.local_epochs * one_epoch - 1e-9))
+    return settings.local_epochs
+
+
+def _up(count: float) -> int:
+    return math.ceil(count - 1e-9)  # which keeps 0.07 * 100 from becoming 8
 
 
 def learning_rate_factor(settings: TrainSettings, position: Position, step: int, steps: int) -> float:
     """Learning rate of one step as a share of the peak, in (0, 1].
 
     The run has ``T = target_rounds * steps`` steps for this client and the step in hand is number
-    ``g = (round - 1) * steps + step``. Over the first ``w = warmup * T`` steps the factor is ``(g + 1) / w``, at
-    most 1, so the first step already learns; then ``(T - g) / (T - w)`` for `linear`, so the last one still does.
+    ``g = (round - 1) * steps + step``. In the first ``w`` steps (``warmup * T``, or `warmup_steps`) the factor is
+    ``(g + 1) / w``, at most 1, so the first step already learns. Then the share ``left = (T - g) / (T - w)`` of the
+    rest is still to come, the step in hand included, so the last one still learns: the factor is ``left`` for `linear`
+    and ``(1 - cos(pi * left)) / 2`` for `cosine` (Loshchilov & Hutter 2017, arXiv 1608.03983, without restarts).
 
     Args:
-        settings: warm-up share and schedule.
+        settings: warm-up and schedule.
         position: where in the run the round stands.
         step: the step within the round, from 0.
-        steps: the steps of each round.
+        steps: the steps that are planned for each round, whatever `max_seconds` leaves of them.
     """
     total = position.target_rounds * steps
     done = (position.round - 1) * steps + step
-    warmup = settings.warmup * total
+    warmup: float = (settings.warmup or 0.0) * total if settings.warmup_steps is None else settings.warmup_steps
     if done < warmup:
         return min(1.0, (done + 1) / warmup)
-    if settings.schedule == "constant":
-        return 1.0
-    return (total - done) / (total - warmup)
+    left = (total - done) / (total - warmup)
+    match settings.schedule:
+        case "constant":
+            return 1.0
+        case "linear":
+            return left
+        case "cosine":
+            return math.sin(math.pi / 2 * left) ** 2  # the same, and never rounded to 0

@@ -25,6 +25,7 @@ from server.operator_api import OperatorGate, add_operator_api
 from server.prometheus import exposition, registry_of
 from server.run_directory import DOWNLOAD_PREFIX, load_version
 from server.slot_traffic import as_rows
+from server.training_settings import changes_for
 
 
 def create_app(federation: Federation, gate: Gate) -> FastAPI:
@@ -180,6 +181,7 @@ def clients_of(federation: Federation) -> list[dict[str, Any]]:
                 "quarantined_until": federation.decisions.quarantine.until(client_id),
                 "progress": known.progress,
                 "data": {task: report.model_dump() for task, report in sorted(known.data.items())},
+                "training_changes": changes_for(federation.config.training_overrides, client_id, known.tasks),
                 "bytes_down": known.bytes_down + (live.bytes_down if live else 0),
                 "bytes_up": known.bytes_up + (live.bytes_up if live else 0),
             }

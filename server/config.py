@@ -25,6 +25,7 @@ from server.freezing_config import FreezingConfig
 from server.selection import OVERALL, Selection
 from server.selection_config import SelectionConfig
 from server.strategy import Correction
+from server.training_settings import TrainingOverride, check_overrides
 
 #: Bytes of a chunk's frame beside its payload: header, names, checksum.
 FRAME_OVERHEAD: Final = 4096
@@ -293,6 +294,9 @@ class Config(StrictModel):
     """What is trained in which round."""
     selection: SelectionConfig = SelectionConfig()
     """Which version is the best, and when a task or the run stops early."""
+    training_overrides: tuple[TrainingOverride, ...] = ()
+    """Other settings for some clients or tasks, such as ``{tasks: [stsb], set: {local_epochs: 3}}``. All that are for a
+    client are applied in order."""
 
     @model_validator(mode="after")
     def _stops_by_evaluations(self) -> Self:
@@ -302,12 +306,20 @@ class Config(StrictModel):
 
     @model_validator(mode="after")
     def _corrections_are_possible(self) -> Self:
-        training = self.training
-        if self.federation.correction == "scaffold" and (training.optimizer != "sgd" or training.momentum):
-            raise ValueError(
-                "federation.correction: scaffold needs training.optimizer: sgd with momentum 0 "
-                f"(found: {training.optimizer}, momentum {training.momentum:g})"
-            )
+        if self.federation.correction != "scaffold":
+            return self
+        for where, found in (
+            ("training", self.training.model_dump()),
+            *(
+                (f"training_overrides.{number}.set", override.set)
+                for number, override in enumerate(self.training_overrides)
+            ),
+        ):
+            if found.get("optimizer", "sgd") != "sgd" or found.get("momentum"):
+                raise ValueError(
+                    f"federation.correction: scaffold needs {where}.optimizer: sgd with momentum 0 "
+                    f"(found: {found.get('optimizer', 'sgd')}, momentum {found.get('momentum', 0)})"
+                )
         return self
 
 
@@ -363,5 +375,6 @@ def resolve_config(data: Mapping[str, Any], source: str, base_dir: Path) -> Load
     if OVERALL in specs:
         raise ConfigError(f"{source}: tasks.{OVERALL}: the summary calls the run's best version so; rename it")
     Selection.of(config.selection, specs, source)
+    check_overrides(config.training, config.training_overrides, specs.keys(), source)
     config = config.model_copy(update={"server": config.server.located(base_dir)})
     return LoadedConfig(config=config, specs=specs, source=source, base_dir=base_dir)

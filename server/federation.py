@@ -45,6 +45,7 @@ from server.spool import Spool, SpooledUpdate, round_folder
 from server.start import Start
 from server.summary import summarise
 from server.timers import Timers
+from server.training_settings import changed, changes_for
 from server.update_norm import update_norm
 from server.welcome import Introduction
 
@@ -122,6 +123,8 @@ class Federation:
         self._stopping = threading.Event()
         #: Clients and their tasks when the newest round began.
         self._present: Mapping[str, frozenset[str]] = {}
+        #: A round that is repeated with other overrides than before the restart replaces what is noted of it.
+        self._notes_training = bool(config.training_overrides) or self.history.any_training_changes()
 
     @property
     def state(self) -> str:
@@ -313,7 +316,10 @@ class Federation:
         if connection is None or connection.revoked:
             return
         slice_ = self.model.plan.slice(self.specs if connection.full else connection.tasks)
-        settings = self.config.training.model_dump(mode="json")
+        changes = changes_for(self.config.training_overrides, command.client_id, connection.tasks)
+        settings = changed(self.config.training, changes).model_dump(mode="json")
+        if command.train and self._notes_training:
+            self._write(self.history.record_training, command.round_id, command.client_id, changes)
         work = Work(
             run_id=self.run_id,
             round=command.round_id,
@@ -436,7 +442,11 @@ class Federation:
 
     def _reweighing(self, updates: Sequence[SpooledUpdate]) -> Reweigh:
         """What `federation.correction` makes of the weights of these updates."""
-        training = {update.client_id: self.config.training for update in updates}
+        base, overrides = self.config.training, self.config.training_overrides
+        training = {}
+        for update in updates:
+            tasks = self._present.get(update.client_id, frozenset(update.header.tasks))
+            training[update.client_id] = changed(base, changes_for(overrides, update.client_id, tasks))
         done = {update.client_id: update.header.tasks for update in updates}
         return reweighing(self.config.federation.correction, training, done, self._present)
 

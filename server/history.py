@@ -47,6 +47,8 @@ CREATE TABLE IF NOT EXISTS judgements (version INTEGER PRIMARY KEY, tasks TEXT N
 CREATE TABLE IF NOT EXISTS clients (
     client_id TEXT PRIMARY KEY, tasks TEXT NOT NULL, data TEXT NOT NULL,
     first_seen REAL NOT NULL, last_seen REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS training_changes (
+    round INTEGER NOT NULL, client_id TEXT NOT NULL, changes TEXT NOT NULL, PRIMARY KEY (round, client_id));
 CREATE TABLE IF NOT EXISTS refusals (
     round INTEGER NOT NULL, client_id TEXT NOT NULL, code TEXT NOT NULL, at REAL NOT NULL, count INTEGER NOT NULL,
     reason TEXT NOT NULL, PRIMARY KEY (round, client_id, code));
@@ -143,6 +145,14 @@ class History:
             "INSERT OR REPLACE INTO updates VALUES (?, ?, ?, ?, ?, ?, ?)",
             *(round_id, client_id, time.time(), digest, nbytes, json.dumps(dict(tasks)), trained),
         )
+
+    def record_training(self, round_id: int, client_id: str, changes: Mapping[str, Any]) -> None:
+        """A client is asked to train a round with these settings changed; with none, when there are none."""
+        if changes:
+            row = (round_id, client_id, json.dumps(dict(changes)))
+            self._write("INSERT OR REPLACE INTO training_changes VALUES (?, ?, ?)", *row)
+        else:
+            self._write("DELETE FROM training_changes WHERE round = ? AND client_id = ?", round_id, client_id)
 
     def record_evaluation(
         self, version: int, client_id: str, task: str, examples: int, loss: float, metrics: Mapping[str, float]
@@ -251,7 +261,7 @@ class History:
             for table, column in (
                 *(("commits", "version"), ("rounds", "round"), ("updates", "round"), ("evaluations", "version")),
                 *(("plans", "since_version"), ("refusals", "round"), ("strikes", "round"), ("judgements", "version")),
-                ("slot_bytes", "round"),
+                *(("slot_bytes", "round"), ("training_changes", "round")),
             ):
                 # Of the tables' names none comes from outside.
                 connection.execute(f"DELETE FROM {table} WHERE {column} > ?", (version,))  # noqa: S608
@@ -311,12 +321,20 @@ class History:
         return found
 
     def updates(self, round_id: int | None = None) -> list[dict[str, Any]]:
-        """Accepted updates, of one round or of all."""
+        """Accepted updates, of one round or of all, each with the settings that were changed for its training."""
+        query = (
+            "SELECT updates.*, coalesce(changes, '{}') AS training_changes FROM updates LEFT JOIN training_changes "
+            "ON training_changes.round = trained_round AND training_changes.client_id = updates.client_id "
+        )
         if round_id is None:
-            rows = self._read("SELECT * FROM updates ORDER BY round, client_id")
+            rows = self._read(query + "ORDER BY updates.round, updates.client_id")
         else:
-            rows = self._read("SELECT * FROM updates WHERE round = ? ORDER BY client_id", round_id)
-        return [_decoded(row, "tasks") for row in rows]
+            rows = self._read(query + "WHERE updates.round = ? ORDER BY updates.client_id", round_id)
+        return [_decoded(row, "tasks", "training_changes") for row in rows]
+
+    def any_training_changes(self) -> bool:
+        """Whether settings were ever changed for a client."""
+        return bool(self._read("SELECT round FROM training_changes LIMIT 1"))
 
     def counted(self, version: int) -> dict[str, int]:
         """Client id to the newest round for which it trained an update that is part of a version up to this one."""

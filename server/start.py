@@ -34,6 +34,7 @@ from server.run_directory import DamagedVersion, RunDirectory, sha256_of
 from server.selection import Selection
 from server.spool import Spool
 from server.strategy import initial_plan
+from server.training_settings import check_selectors
 from server.unfreezing import Schedule, resolve_schedule
 
 log = logging.getLogger("fedmtl.server")
@@ -71,10 +72,11 @@ def begin(loaded: LoadedConfig, directory: RunDirectory, run_id: str) -> Start:
     """Make a new run and commit its version 0.
 
     Raises:
-        ConfigError: the model can't be built, or has nothing that `freezing` speaks of.
+        ConfigError: the model can't be built, or has nothing of what `freezing` or the training settings choose.
     """
     directory.write_config(resolved(loaded, run_id))
     family = build_family(loaded.config.model, loaded.specs, base_dir=loaded.base_dir)
+    _check_training(loaded, family)
     write_family(family.describe(), family.assets(), directory.family)
     for path in sorted(directory.family.iterdir()):
         directory.disk.sync_file(path)
@@ -104,6 +106,7 @@ def go_on(loaded: LoadedConfig, directory: RunDirectory) -> Start:
     run_id = require_same_run(loaded, directory.config)
     family_description, assets = read_family(directory.family)
     family = family_from_description(family_description, assets, loaded.specs)
+    _check_training(loaded, family)
     history = _history_of(directory)
     if history is None:
         model = _newest_whole(directory, {})
@@ -132,6 +135,11 @@ def _tell_of_late_stages(schedule: Schedule, loaded: LoadedConfig) -> None:
     rounds = loaded.config.run.rounds
     if late := [stage.from_round for stage in schedule.stages if stage.from_round > rounds]:
         log.warning("freezing opens more from round %s on, and the run ends with round %d", late[0], rounds)
+
+
+def _check_training(loaded: LoadedConfig, family: Family) -> None:
+    config = loaded.config
+    check_selectors(config.training, config.training_overrides, family.blueprint(), loaded.source)
 
 
 def _new_history(directory: RunDirectory, model: ModelState, sha256: str, run_id: str, seconds: float) -> History:

@@ -28,6 +28,7 @@ ONE_SGD_STEP = TrainSettings(
     local_steps=1,
     batch_size=1000,
     learning_rate=0.5,
+    head_learning_rate=1,
     optimizer="sgd",
     weight_decay=0,
     warmup=0,
