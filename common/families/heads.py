@@ -7,9 +7,10 @@ InferSent (Conneau et al. 2017, arXiv 1705.02364), `pair_features`, as its one v
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Self
 
 import torch
+from pydantic import model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -49,6 +50,12 @@ class HeadSpec(StrictModel):
 
     score_range: tuple[float, float] | None = None
     """The scores of cosines 0 and 1, for a `cosine` head."""
+
+    @model_validator(mode="after")
+    def _a_cosine_is_of_two_vectors(self) -> Self:
+        if (self.kind == "cosine") != (self.score_range is not None) or (self.kind == "cosine" and not self.separate):
+            raise ValueError("a cosine head, and no other, has score_range; it is for separate pairs")
+        return self
 
 
 def head_spec(config: HeadConfig, task: TaskSpec, *, default_dropout: float, pairs: Pairs, input_size: int) -> HeadSpec:
@@ -156,7 +163,8 @@ def _head(input_size: int, spec: HeadSpec) -> nn.Module:
         case "mlp":
             return MlpHead(width, spec)
         case "cosine":
-            return CosineHead(spec.score_range or (0.0, 1.0))
+            assert spec.score_range is not None, "HeadSpec sees to it"
+            return CosineHead(spec.score_range)
 
 
 def check_task_names(names: Mapping[str, object]) -> None:

@@ -422,6 +422,13 @@ def test_dropout_settings_reach_encoder_and_heads() -> None:
         {"encoder": {"model_type": "nothing"}},
         {"heads": {}},
         {"surprise": 1},
+        {"lora": {"rank": 2}},
+        {
+            "heads": {
+                t: {"kind": "cosine", "hidden_size": None, "dropout": 0, "outputs": 1, "regression": True}
+                for t in TASKS
+            }
+        },
     ],
 )
 def test_a_description_that_is_not_understood_is_a_protocol_error(damage: dict[str, object]) -> None:
