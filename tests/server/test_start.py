@@ -39,6 +39,8 @@ def test_a_run_goes_on_with_its_own_configuration_and_other_keys_of_the_process(
     [
         ("run.seed=12345", "run.seed"),
         ("federation.mode=per_task", "federation.mode"),
+        ("federation.resident=[norms]", "federation.resident"),
+        ("federation.correction=fednova", "federation.correction"),
         ("model.dropout=0.5", "model"),
         ("tasks.sst2.data.train=7", "tasks"),
     ],
