@@ -70,7 +70,8 @@ class Opening(StrictModel):
     """What is opened for training within a round; it stays open to the round's end."""
 
     epoch: float = Field(ge=0, allow_inf_nan=False)
-    """Passes over the client's data, from the round's beginning, after which it is opened; 0.5 is half a pass."""
+    """Passes over the client's data, from the round's beginning, after which it is opened; 0.5 is half a pass, and
+    part of a step is rounded down."""
 
     open: Selectors
     """Which parameters: a selector or a list."""
@@ -200,16 +201,14 @@ def epoch_steps(num_examples: int, batch_size: int) -> int:
     return math.ceil(num_examples / batch_size)
 
 
-def steps_of_epochs(epochs: float, settings: TrainSettings, num_examples: Mapping[str, int]) -> int:
-    """Optimiser steps in so many passes over all of a client's tasks, a part of a step counted as one.
+def steps_of_epoch(settings: TrainSettings, num_examples: Mapping[str, int]) -> int:
+    """Optimiser steps in one pass over all of a client's tasks.
 
     Args:
-        epochs: passes, 0 or more.
         settings: the batch size.
         num_examples: task to the number of the client's training examples; at least one task.
     """
-    one_epoch = sum(epoch_steps(count, settings.batch_size) for count in num_examples.values())
-    return math.ceil(epochs * one_epoch - 1e-9)  # which keeps 0.07 * 100 from becoming 8
+    return sum(epoch_steps(count, settings.batch_size) for count in num_examples.values())
 
 
 def round_steps(settings: TrainSettings, num_examples: Mapping[str, int]) -> int:
@@ -223,7 +222,8 @@ def round_steps(settings: TrainSettings, num_examples: Mapping[str, int]) -> int
         return settings.local_steps
     if settings.local_epochs is None:
         raise AssertionError("TrainSettings holds local_epochs or local_steps")
-    return max(1, steps_of_epochs(settings.local_epochs, settings, num_examples))
+    # Rounded up so that a small client always takes a step; 1e-9 keeps 0.07 * 100 from becoming 8.
+    return max(1, math.ceil(settings.local_epochs * steps_of_epoch(settings, num_examples) - 1e-9))
 
 
 def learning_rate_factor(settings: TrainSettings, position: Position, step: int, steps: int) -> float:
