@@ -1,25 +1,24 @@
 """Which examples make up each optimiser step of a round.
 
-Every batch holds one task. Within an epoch a task's examples are permuted, cut into pools of a few dozen batches,
-sorted by length inside each pool and dealt into batches: a batch then pads to about its own length, while its
-members still vary from epoch to epoch. The whole order follows from (seed, round, client, task).
+A batch holds one task, or (`client.mixing`) several. Within an epoch a task's examples are permuted, cut into pools of
+a few dozen batches, sorted by length inside each pool and dealt into batches: a batch then pads to about its own
+length, while its members still vary from epoch to epoch. The whole order follows from (seed, round, client, task).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count
 
 import numpy as np
-from numpy.typing import NDArray
 
+from client.mixing import Indices, Lengths, compositions, deal
+from client.sampling import share_steps, task_shares
 from common.seeds import derive_numpy
-from common.training import Position, TaskSampling, TrainSettings, epoch_steps, round_steps
+from common.training import Position, TrainSettings, epoch_steps, mixed_examples, mixes, round_steps
 
-Indices = NDArray[np.int64]
-Lengths = NDArray[np.integer]
+__all__ = ["Batch", "Indices", "Lengths", "by_length", "epoch", "round_batches"]
 
 #: Batches per pool: 50 leaves 2-4 % of padding on sentences; more gains little and mixes less.
 POOL_BATCHES = 50
@@ -40,62 +39,57 @@ class Batch:
 
 
 def round_batches(
-    lengths: Mapping[str, Lengths], settings: TrainSettings, position: Position, seed: int, client_id: str
+    lengths: Mapping[str, Lengths],
+    settings: TrainSettings,
+    position: Position,
+    seed: int,
+    client_id: str,
+    weakness: Mapping[str, float] | None = None,
 ) -> Iterator[Batch]:
     """The batches of one client's round, `round_steps` of them, in the order in which they are trained.
 
     Args:
         lengths: task to the length of each of its training examples.
-        settings: batch size, bucketing, and how steps are shared among tasks.
+        settings: batch size, bucketing, how steps are shared among tasks, and whether a step holds several.
         position: the round.
         seed: the run's seed.
         client_id: whose round it is; another client draws other batches.
+        weakness: see `client.sampling.task_shares`.
     """
     path: tuple[str | int, ...] = ("round", position.round, "client", client_id)
     tasks = sorted(lengths)
     sizes = {task: len(lengths[task]) for task in tasks}
-    total = round_steps(settings, sizes)
+    if mixes(settings, tasks):
+        yield from _mixed(lengths, sizes, settings, position, weakness, seed, path)
+        return
     epochs = {task: epoch_steps(size, settings.batch_size) for task, size in sizes.items()}
-    shares = share_steps(total, epochs, settings.task_sampling, derive_numpy(seed, *path, "shares"))
-    order = np.repeat(np.arange(len(tasks)), [shares[task] for task in tasks])
+    shares = task_shares(settings, epochs, position, weakness)
+    steps = share_steps(round_steps(settings, sizes), shares, derive_numpy(seed, *path, "shares"))
+    order = np.repeat(np.arange(len(tasks)), [steps[task] for task in tasks])
     derive_numpy(seed, *path, "order").shuffle(order)
-    streams = {task: _endless(lengths[task], settings, seed, (*path, "task", task)) for task in tasks if shares[task]}
+    streams = {task: _endless(lengths[task], settings, seed, (*path, "task", task)) for task in tasks if steps[task]}
     for position_of_task in order:
         task = tasks[int(position_of_task)]
         yield Batch({task: next(streams[task])})
 
 
-def share_steps(
-    total: int, epoch_batches: Mapping[str, int], sampling: TaskSampling, rng: np.random.Generator
-) -> dict[str, int]:
-    """Share a round's steps among tasks.
-
-    Each task gets its exact share rounded up or down, at random but unbiased (systematic sampling), so that with
-    fewer steps than tasks no task is left out in every round. Shares that are whole numbers are met exactly:
-    `proportional` with whole epochs gives each task its own batches.
-
-    Args:
-        total: steps to share.
-        epoch_batches: task to its batches per epoch, at least 1.
-        sampling: what the shares are proportional to.
-        rng: one number is drawn.
-
-    Returns:
-        task to steps, summing to `total`.
-    """
-    weight = {
-        task: {"proportional": float(batches), "even": 1.0, "sqrt": math.sqrt(batches)}[sampling]
-        for task, batches in epoch_batches.items()
-    }
-    whole, offset = math.fsum(weight.values()), rng.random()
-    shares: dict[str, int] = {}
-    reached, before = 0.0, 0
-    for task, part in weight.items():
-        reached += part
-        upto = min(total, math.floor(total * reached / whole + offset))
-        shares[task], before = upto - before, upto
-    shares[next(reversed(shares))] += total - before  # rounding of the last sum, if any
-    return shares
+def _mixed(
+    lengths: Mapping[str, Lengths],
+    sizes: Mapping[str, int],
+    settings: TrainSettings,
+    position: Position,
+    weakness: Mapping[str, float] | None,
+    seed: int,
+    path: tuple[str | int, ...],
+) -> Iterator[Batch]:
+    """Batches of several tasks; whole epochs, when proportional, hold every example once."""
+    shares = task_shares(settings, sizes, position, weakness)
+    counts = share_steps(mixed_examples(settings, sizes), shares, derive_numpy(seed, *path, "shares"))
+    table = compositions(counts, settings.batch_size, derive_numpy(seed, *path, "compositions"))
+    streams = {task: _permutations(size, seed, (*path, "task", task)) for task, size in sizes.items()}
+    order = derive_numpy(seed, *path, "order")
+    dealt = deal(table, streams, lengths, order, pool_steps=POOL_BATCHES, buckets=settings.length_buckets)
+    yield from map(Batch, dealt)
 
 
 def epoch(lengths: Lengths, batch_size: int, rng: np.random.Generator, *, buckets: bool) -> list[Indices]:
@@ -130,3 +124,9 @@ def _endless(lengths: Lengths, settings: TrainSettings, seed: int, path: tuple[s
     for number in count():
         rng = derive_numpy(seed, *path, "epoch", number)
         yield from epoch(lengths, settings.batch_size, rng, buckets=settings.length_buckets)
+
+
+def _permutations(size: int, seed: int, path: tuple[str | int, ...]) -> Iterator[Indices]:
+    """All rows of one task in a fresh order, again and again."""
+    for number in count():
+        yield derive_numpy(seed, *path, "epoch", number).permutation(size)

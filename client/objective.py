@@ -1,8 +1,13 @@
-"""What one optimiser step minimises, and its gradient."""
+"""What one optimiser step minimises, and its gradient.
+
+A step minimises the sum over its tasks of weight times mean loss. Tasks that share the encoder are computed in one
+pass. Where each task's gradient must be known by itself (gradient surgery, GradNorm) every task has a pass of its own
+instead: as many backward passes through one mixed pass would each cost a whole batch.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,12 +15,18 @@ from torch import Tensor
 
 from client.batches import Batch, Indices
 from client.device import autocast, to_device
+from client.gradnorm import last_shared
+from client.joining import join, joinable_groups, places
 from client.loss import loss_sum, loss_weight
+from client.loss_weights import build_loss_weights
 from client.micro_batches import pieces
-from client.slot_model import SlotModel
+from client.mixing import passes
+from client.surgery import Surgery, combined, inner_products
 from common.training import TrainSettings
 
 if TYPE_CHECKING:
+    from client.slot_model import SlotModel
+    from client.tally import TaskReport
     from client.trainer import TaskData
     from common.families.base import Family
 
@@ -28,39 +39,120 @@ class Objective:
         family: the tasks.
         data: the client's rows of each task.
         settings: how to train.
+        tasks: those that the client trains; all of the model's when left out.
+        remembered: the client's numbers after its last round, which loss weights go on from.
     """
 
-    def __init__(self, model: SlotModel, family: Family, data: Mapping[str, TaskData], settings: TrainSettings) -> None:
+    def __init__(
+        self,
+        model: SlotModel,
+        family: Family,
+        data: Mapping[str, TaskData],
+        settings: TrainSettings,
+        tasks: Sequence[str] | None = None,
+        remembered: Mapping[str, float] | None = None,
+    ) -> None:
         self._model = model
-        self._family = family
-        self._data = data
         self._settings = settings
+        self._tasks = {task: family.tasks[task] for task in tasks or model.tasks}
+        self._splits = {task: data[task].train for task in self._tasks}
+        self._lengths = {task: split.lengths for task, split in self._splits.items()}
+        self._grouped: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
+        self._weights = build_loss_weights(settings, self._tasks, remembered or {}, model.device)
+        self._surgery = None if settings.surgery == "none" else Surgery(settings)
+        compares = settings.loss_weighting == "gradnorm"
+        self._measured = last_shared(model.parameter_slots.values(), frozenset(self._tasks)) if compares else ()
 
     def backward(self, batch: Batch) -> dict[str, tuple[Tensor, int]]:
         """Leave the gradient of the batch's loss in the parameters that its tasks train; others have none.
 
         Returns:
-            task to its mean loss times its examples, a scalar on the device, and their number.
+            task to its mean loss, unweighted, times its examples, a scalar on the device, and their number.
+
+        Raises:
+            TrainingDiverged: a gradient is not finite (noticed here by gradient surgery only).
         """
-        left = {task: self._labels(task, rows) for task, rows in batch.rows.items()}
-        weights = {task: loss_weight(self._family.tasks[task], labels) for task, labels in left.items()}
-        losses: dict[str, Tensor] = {}
-        for piece in pieces(batch, self._settings.micro_batch_size):
-            for task, rows in piece.rows.items():
-                labels, left[task] = left[task][: len(rows)], left[task][len(rows) :]
-                self._model.train_only(task)
-                loss = self._loss_sum(task, rows, labels) / weights[task]
-                torch.autograd.backward(loss)
-                losses[task] = losses[task] + loss.detach() if task in losses else loss.detach()
+        apart = len(batch.rows) > 1 and bool(self._surgery or self._measured)
+        losses = self._task_by_task(batch) if apart else self._together(batch)
         return {task: (losses[task] * len(rows), len(rows)) for task, rows in batch.rows.items()}
 
-    def _loss_sum(self, task: str, rows: Indices, labels: Tensor) -> Tensor:
-        """Sum of the losses of some rows of one task."""
-        inputs = to_device(self._data[task].train.collate(rows), self._model.device)
-        with autocast(self._model.device, self._settings.precision):
-            outputs = self._model.forward(task, inputs)
-        return loss_sum(self._family.tasks[task], outputs, labels)
+    def numbers(self, reports: Mapping[str, TaskReport]) -> dict[str, float]:
+        """What the loss weights are to remember after the round, given what was done in it."""
+        return self._weights.numbers(reports)
+
+    def _together(self, batch: Batch) -> dict[str, Tensor]:
+        """One backward pass for all tasks that can share one."""
+        divisors, losses = self._divisors(batch), dict[str, Tensor]()
+        for group in self._groups(tuple(batch.rows)):
+            rows = {task: batch.rows[task] for task in group}
+            self._model.train_only(*group)
+            for portion in passes(rows, self._lengths) if self._settings.length_buckets else [rows]:
+                for piece in pieces(Batch(portion), self._settings.micro_batch_size):
+                    found = self._losses(piece.rows, divisors)
+                    torch.autograd.backward([loss * self._weights.of(task) for task, loss in found.items()])
+                    _add(losses, found)
+        self._weights.learn(losses, {})
+        return losses
+
+    def _task_by_task(self, batch: Batch) -> dict[str, Tensor]:
+        """One backward pass per task, then all gradients made into one."""
+        divisors, losses = self._divisors(batch), dict[str, Tensor]()
+        gradients: dict[str, dict[str, Tensor]] = {}
+        for task, rows in batch.rows.items():
+            self._model.train_only(task)
+            for piece in pieces(Batch({task: rows}), self._settings.micro_batch_size):
+                found = self._losses(piece.rows, divisors)
+                torch.autograd.backward(list(found.values()))
+                _add(losses, found)
+            gradients[task] = self._model.take_gradients()
+        norms = {
+            task: inner_products([of_task], self._measured).sqrt().squeeze()
+            for task, of_task in gradients.items()
+            if not of_task.keys().isdisjoint(self._measured)
+        }
+        weighted = [_scaled(of_task, self._weights.of(task)) for task, of_task in gradients.items()]
+        self._model.put_gradients(combined(weighted, self._surgery))
+        self._weights.learn(losses, norms)
+        return losses
+
+    def _losses(self, rows: Mapping[str, Indices], divisors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What these rows add to each task's mean loss over the step, with its graph."""
+        device = self._model.device
+        if len(rows) == 1:
+            ((task, indices),) = rows.items()
+            inputs = to_device(self._splits[task].collate(indices), device)
+            with autocast(device, self._settings.precision):
+                outputs = {task: self._model.forward(task, inputs)}
+        else:
+            inputs = to_device(join({task: (self._splits[task], indices) for task, indices in rows.items()}), device)
+            with autocast(device, self._settings.precision):
+                outputs = self._model.forward_parts(places(rows), inputs)
+        labels = to_device({task: self._labels(task, indices) for task, indices in rows.items()}, device)
+        return {task: loss_sum(self._tasks[task], outputs[task], labels[task]) / divisors[task] for task in rows}
+
+    def _divisors(self, batch: Batch) -> dict[str, Tensor]:
+        """What each task's sum of losses is divided by: the whole step's weight, in however many pieces it comes."""
+        return {task: loss_weight(self._tasks[task], self._labels(task, rows)) for task, rows in batch.rows.items()}
 
     def _labels(self, task: str, rows: Indices) -> Tensor:
-        labels = self._data[task].train.labels[torch.from_numpy(rows)]
-        return to_device({"labels": labels}, self._model.device)["labels"]
+        return self._splits[task].labels[torch.from_numpy(rows)]
+
+    def _groups(self, tasks: tuple[str, ...]) -> list[tuple[str, ...]]:
+        """Tasks that are computed in one pass: those that one pass can train, and whose rows fit one batch."""
+        if tasks not in self._grouped:
+            self._grouped[tasks] = [
+                group
+                for trained in self._model.together(tasks)
+                for group in joinable_groups({task: self._splits[task] for task in trained})
+            ]
+        return self._grouped[tasks]
+
+
+def _add(losses: dict[str, Tensor], found: Mapping[str, Tensor]) -> None:
+    for task, loss in found.items():
+        losses[task] = losses[task] + loss.detach() if task in losses else loss.detach()
+
+
+def _scaled(gradients: dict[str, Tensor], weight: Tensor | float) -> dict[str, Tensor]:
+    """The gradients times a weight, in their own memory."""
+    return {slot_id: gradient.mul_(weight) for slot_id, gradient in gradients.items()}

@@ -94,6 +94,31 @@ class SlotModel:
         outputs: Tensor = self._module_of[task](task, batch)
         return outputs
 
+    def forward_parts(self, parts: Mapping[str, slice], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Outputs of several tasks' rows in one batch, as `MultiTaskModel.forward_parts`; tasks of one `together`."""
+        return self._module_of[next(iter(parts))].forward_parts(parts, batch)
+
+    def together(self, tasks: Iterable[str]) -> list[tuple[str, ...]]:
+        """Group tasks that one pass can train: of one replica, and none reads a slot that only another may train."""
+        groups: list[tuple[str, ...]] = []
+        for task in tasks:
+            for place, group in enumerate(groups):
+                if all(self._agree(task, member) for member in group):
+                    groups[place] = (*group, task)
+                    break
+            else:
+                groups.append((task,))
+        return groups
+
+    def _agree(self, one: str, other: str) -> bool:
+        if self._module_of[one] is not self._module_of[other]:
+            return False
+        return not any(
+            (one in slot.trained_by) != (other in slot.trained_by)
+            for slot in self.slots.values()
+            if {one, other} <= slot.tasks
+        )
+
     def open(self, slot_ids: Iterable[str]) -> None:
         """Let tasks train no other slots than these from now on, until the model is loaded again."""
         self._open, self._active = frozenset(slot_ids), None
@@ -102,14 +127,28 @@ class SlotModel:
         """Whether tasks that may train a slot can do so now."""
         return slot_id in self._open
 
-    def train_only(self, task: str) -> None:
-        """Let gradients flow to the open slots that `task` may train, and to no others."""
-        trains = self._trains[task] & self._open
+    def train_only(self, *tasks: str) -> None:
+        """Let gradients flow to the open slots that one of these tasks may train, and to no others."""
+        trains = self._open.intersection(frozenset[str]().union(*(self._trains[task] for task in tasks)))
         if trains == self._active:
             return
         for slot_id in self.parameter_slots:
             self._tensors[slot_id].requires_grad_(slot_id in trains)
         self._active = trains
+
+    def take_gradients(self) -> dict[str, Tensor]:
+        """The gradients that there are, by slot id, handed over: the parameters have none afterwards."""
+        gradients = {}
+        for slot_id in self.parameter_slots:
+            tensor = self._tensors[slot_id]
+            if tensor.grad is not None:
+                gradients[slot_id], tensor.grad = tensor.grad, None
+        return gradients
+
+    def put_gradients(self, gradients: Mapping[str, Tensor]) -> None:
+        """Give parameters these gradients, by slot id; others keep theirs."""
+        for slot_id, gradient in gradients.items():
+            self._tensors[slot_id].grad = gradient
 
     @property
     def parameter_slots(self) -> dict[str, Slot]:

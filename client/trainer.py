@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,7 @@ from client.evaluate import evaluate_task
 from client.failures import TrainingCancelled, TrainingDiverged
 from client.memory import ClientMemory, Memory, resident, residents
 from client.objective import Objective
+from client.sampling import weakness_of
 from client.slot_model import SlotModel
 from client.tally import Progress, Tally, TaskReport
 from client.time_budget import TimeBudget
@@ -30,6 +31,7 @@ from common.errors import PlanError
 from common.metrics import Evaluation
 from common.plan import Slice, Slot
 from common.seeds import derive_seed
+from common.torch_tensors import fingerprint
 from common.training import Position, TrainSettings, round_steps
 
 if TYPE_CHECKING:
@@ -97,6 +99,7 @@ class LocalTrainer:
         self._clock = clock
         self._memory = ClientMemory()
         self._bound: tuple[Slice, SlotModel] | None = None
+        self._last_results: tuple[tuple[TrainSettings, str], dict[str, Evaluation]] | None = None
 
     def evaluate(
         self,
@@ -120,12 +123,7 @@ class LocalTrainer:
         """
         with _TURN, threads(settings.threads), deterministic(settings.deterministic):
             model = self._bind(slice_)
-            model.load(_with_residents(model, values, self._memory.latest()), training=False)
-            return {
-                task: evaluate_task(model, self._family.tasks[task], held_out, settings, cancelled)
-                for task in model.tasks
-                if (held_out := self._data[task].validation) is not None
-            }
+            return self._evaluated(model, _with_residents(model, values, self._memory.latest()), settings, cancelled)
 
     def train(
         self,
@@ -160,13 +158,13 @@ class LocalTrainer:
             model = self._bind(slice_)
             memory = self._memory.before(position.round)
             received = _with_residents(model, values, memory)
-            model.load(received, training=True)
-
             trainable = [task for task in model.tasks if model.trained_by(frozenset({task}))]
             if not trainable:
                 raise PlanError(f"no slot of the slice may be trained by the client's tasks {sorted(self._data)}")
             lengths = {task: self._data[task].train.lengths for task in trainable}
-            batches = round_batches(lengths, settings, position, seed, client_id)
+            weakness = self._weakness(model, trainable, received, settings, cancelled)
+            model.load(received, training=True)
+            batches = round_batches(lengths, settings, position, seed, client_id, weakness)
             sizes = {task: len(rows) for task, rows in lengths.items()}
             total = round_steps(settings, sizes)
             stages, budget = openings(model, settings, sizes), TimeBudget(settings.max_seconds, self._clock)
@@ -174,7 +172,7 @@ class LocalTrainer:
             with dropout_stream(
                 self._device, derive_seed(seed, "round", position.round, "client", client_id, "dropout")
             ):
-                objective = Objective(model, self._family, self._data, settings)
+                objective = Objective(model, self._family, self._data, settings, trainable, memory.numbers)
                 tally = Tally(position, total, progress)
                 reports = descend(
                     *(model, objective, batches, total, settings, position, tally, cancelled),
@@ -182,8 +180,50 @@ class LocalTrainer:
                     budget=budget,
                 )
             deltas, own = _changes(model, received, frozenset(reports), position)
-            self._memory.keep(position.round, Memory({**memory.tensors, **residents(own)}, memory.numbers))
+            numbers = {**memory.numbers, **objective.numbers(reports)}
+            self._memory.keep(position.round, Memory({**memory.tensors, **residents(own)}, numbers))
             return LocalResult(deltas, reports)
+
+    def _evaluated(
+        self,
+        model: SlotModel,
+        values: Mapping[str, Tensor],
+        settings: TrainSettings,
+        cancelled: threading.Event | None,
+    ) -> dict[str, Evaluation]:
+        """Results on the validation data; where the sampling may ask again for the same values, not computed twice."""
+        key = None
+        if settings.task_sampling == "performance":
+            key = (settings, fingerprint({slot: values[slot] for slot in model.slots if slot in values}))
+            if self._last_results is not None and self._last_results[0] == key:
+                return self._last_results[1]
+        model.load(values, training=False)
+        results = {
+            task: evaluate_task(model, self._family.tasks[task], held_out, settings, cancelled)
+            for task in model.tasks
+            if (held_out := self._data[task].validation) is not None
+        }
+        if key is not None:
+            self._last_results = (key, results)
+        return results
+
+    def _weakness(
+        self,
+        model: SlotModel,
+        tasks: Sequence[str],
+        received: Mapping[str, Tensor],
+        settings: TrainSettings,
+        cancelled: threading.Event,
+    ) -> dict[str, float] | None:
+        """How weak the received values are at each task with validation data, where the sampling wants to know."""
+        if settings.task_sampling != "performance" or len(tasks) < 2:
+            return None
+        results = self._evaluated(model, received, settings, cancelled)
+        return {
+            task: weakness_of(self._family.tasks[task], results[task], held_out.labels)
+            for task in tasks
+            if (held_out := self._data[task].validation) is not None
+        }
 
     def _bind(self, slice_: Slice) -> SlotModel:
         """The slice's model, the one of the last call when the slice is the same."""
@@ -191,7 +231,7 @@ class LocalTrainer:
             tasks = [task for task in self._data if task in slice_.tasks]
             if not tasks:
                 raise PlanError(f"the slice of {sorted(slice_.tasks)} has no task of this client's {list(self._data)}")
-            self._bound = None  # let the old modules go before the new ones are built
+            self._bound = self._last_results = None  # let the old modules go before the new ones are built
             self._bound = (slice_, SlotModel(self._family, slice_, tasks, self._device))
         return self._bound[1]
 

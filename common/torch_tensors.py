@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
+import xxhash
 from torch import Tensor
 
 from common.messages import TensorHeader
@@ -51,3 +54,12 @@ def encode(slot: str, tensor: Tensor, *, allow_rows: bool = False) -> EncodedTen
 def decode(header: TensorHeader, payload: bytes | bytearray | memoryview) -> Tensor:
     """`common.tensors.decode_tensor` as a torch tensor; shares the payload's memory when that is writable and raw."""
     return tensor_of(decode_tensor(header, payload), header.dtype)
+
+
+def fingerprint(values: Mapping[str, Tensor]) -> str:
+    """A digest of named tensors: equal where names, types, shapes and all bits are. Not for security."""
+    digest = xxhash.xxh3_128()
+    for name, tensor in sorted(values.items()):
+        digest.update(repr((name, dtype_name(tensor), tuple(tensor.shape))).encode())
+        digest.update(np.ascontiguousarray(array_of(tensor)).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()

@@ -7,17 +7,19 @@ client that restarts, joins late or redoes a round uses the same rates as one th
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, field_validator, model_validator
 
 from common.selectors import check_selector
 from common.strict_model import StrictModel
 
 Precision = Literal["fp32", "bf16"]
-TaskSampling = Literal["proportional", "even", "sqrt"]
+TaskSampling = Literal["proportional", "even", "sqrt", "temperature", "annealed", "performance"]
+LossWeighting = Literal["fixed", "uncertainty", "dwa", "gradnorm"]
+SurgeryMethod = Literal["none", "pcgrad", "cagrad", "upgrad", "mgda", "aligned_mtl"]
 
 #: Settings of which at most one is given; whatever sets one of a pair takes the place of the other.
 EXCLUSIVE: Final = (("local_epochs", "local_steps"), ("warmup", "warmup_steps"))
@@ -87,7 +89,8 @@ class TrainSettings(StrictModel):
     """Optimiser steps per round instead of epochs; more than the data gives go on with a fresh permutation."""
 
     batch_size: int = Field(default=32, ge=1)
-    """Examples per optimiser step; each step's batch holds one task. An epoch's last batch may be smaller."""
+    """Examples per optimiser step, of one task or (`mixed_batches`) of several. An epoch's last batch may be
+    smaller."""
 
     max_seconds: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """Most seconds of a round's training: it ends with the step in which they are used up, or earlier when epochs or
@@ -141,8 +144,49 @@ class TrainSettings(StrictModel):
     no entry has opened yet is not trained. Empty: everything is open from the start."""
 
     task_sampling: TaskSampling = "proportional"
-    """How a client of several tasks shares its steps among them: by their number of batches, evenly, or by the
-    square root of their number of batches. The round's total stays the same."""
+    """How a client of several tasks shares its steps among them (with `mixed_batches` the examples of its steps); the
+    round's total stays the same. n is a task's number of batches per epoch (mixed: of examples). `proportional`: by
+    n; `even`; `sqrt`: by its root; `temperature`: by n^(1/T), T being `sampling_temperature`; `annealed`: by n^a, with
+    a falling over the rounds from 1 to 0.2 (Stickland & Murray 2019, arXiv 1902.02671); `performance`: by how far the
+    received model is from a perfect score on the client's own validation data, the weakest task most often."""
+
+    sampling_temperature: float = Field(default=5.0, ge=1, allow_inf_nan=False)
+    """T of `temperature`: 1 is proportional, the larger the more even. 5 is what multilingual translation settled on
+    (Arivazhagan et al. 2019, arXiv 1907.05019)."""
+
+    mixed_batches: bool = False
+    """Each optimiser step holds examples of several tasks, in one pass through the encoder where they share it and
+    their lengths agree. What a step minimises is the sum over its tasks of weight times mean loss; with batches of one
+    task it is that task's weight times its mean loss."""
+
+    loss_weighting: LossWeighting = "fixed"
+    """Where a task's loss weight comes from in a client of several tasks (a client of one keeps weight 1, or its
+    fixed one). `fixed`: `loss_weights`. `uncertainty`: learnt log variances (Kendall et al. 2018, arXiv 1705.07115).
+    `dwa`: how fast the client's losses fell from the round before last to the last (Liu et al. 2019, arXiv
+    1803.10704). `gradnorm`: gradients of equal size at the last shared layer, more for tasks that lag (Chen et al.
+    2018, arXiv 1711.02257); needs `mixed_batches`."""
+
+    loss_weights: Mapping[str, PositiveFloat] = {}
+    """Task to the weight of its loss, for `fixed`; 1 for a task that is not named."""
+
+    loss_weight_rate: float = Field(default=0.025, gt=0, allow_inf_nan=False)
+    """Learning rate of the weights of `uncertainty` and `gradnorm`."""
+
+    gradnorm_alpha: float = Field(default=1.5, ge=0, allow_inf_nan=False)
+    """How strongly `gradnorm` favours tasks whose loss has fallen least; 0 asks for equal gradients."""
+
+    dwa_temperature: float = Field(default=2.0, gt=0, allow_inf_nan=False)
+    """Temperature of `dwa`: the larger, the more even."""
+
+    surgery: SurgeryMethod = "none"
+    """What is done with conflicting gradients of a client's own tasks in the parameters they share (torchjd's
+    implementations; heads keep their own gradients); needs `mixed_batches`. `pcgrad`: Yu et al. 2020, arXiv 2001.06782;
+    `cagrad`: Liu et al. 2021, arXiv 2110.14048; `upgrad`: Quinton & Rey 2024, arXiv 2406.16232; `mgda`: Sener & Koltun
+    2018, arXiv 1810.04650; `aligned_mtl`: Senushkin et al. 2023, arXiv 2305.19000. Where gradients agree `pcgrad` is
+    their sum; `upgrad`, `cagrad`, `mgda` and `aligned_mtl` have the size of a mean."""
+
+    cagrad_c: float = Field(default=0.5, ge=0, lt=1, allow_inf_nan=False)
+    """How far `cagrad` may stray from the mean gradient, as a share of its size; 0 is the mean."""
 
     length_buckets: bool = True
     """Put examples of similar length into one batch, so that little padding is computed."""
@@ -193,6 +237,18 @@ class TrainSettings(StrictModel):
             )
         if self.optimizer == "adamw" and self.momentum:
             raise ValueError(f"momentum ({self.momentum}) belongs to optimizer 'sgd'; 'adamw' has its own")
+        if self.loss_weights and self.loss_weighting != "fixed":
+            raise ValueError(
+                f"loss_weights {dict(self.loss_weights)} are for loss_weighting 'fixed'; "
+                f"{self.loss_weighting!r} finds its own: leave loss_weights out"
+            )
+        if not self.mixed_batches:
+            together = {"loss_weighting": self.loss_weighting == "gradnorm", "surgery": self.surgery != "none"}
+            for key in (key for key, needed in together.items() if needed):
+                raise ValueError(
+                    f"{key} {getattr(self, key)!r} compares gradients of several tasks in one step: "
+                    "set mixed_batches: true"
+                )
         return self
 
 
@@ -201,13 +257,15 @@ def epoch_steps(num_examples: int, batch_size: int) -> int:
     return math.ceil(num_examples / batch_size)
 
 
-def steps_of_epoch(settings: TrainSettings, num_examples: Mapping[str, int]) -> int:
-    """Optimiser steps in one pass over all of a client's tasks.
+def steps_of_epoch(settings: TrainSettings, num_examples: Mapping[str, int]) -> float:
+    """Optimiser steps in one pass over all of a client's tasks; with mixed batches the last may be a part of one.
 
     Args:
-        settings: the batch size.
+        settings: the batch size, and whether batches are mixed.
         num_examples: task to the number of the client's training examples; at least one task.
     """
+    if mixes(settings, num_examples):
+        return sum(num_examples.values()) / settings.batch_size
     return sum(epoch_steps(count, settings.batch_size) for count in num_examples.values())
 
 
@@ -220,10 +278,32 @@ def round_steps(settings: TrainSettings, num_examples: Mapping[str, int]) -> int
     """
     if settings.local_steps is not None:
         return settings.local_steps
+    if mixes(settings, num_examples):
+        return epoch_steps(mixed_examples(settings, num_examples), settings.batch_size)
+    # Rounded up, so that a small client always takes a step.
+    return max(1, _up(_epochs(settings) * steps_of_epoch(settings, num_examples)))
+
+
+def mixes(settings: TrainSettings, tasks: Collection[str]) -> bool:
+    """Whether steps hold several tasks. A client of one task trains as it would without `mixed_batches`."""
+    return settings.mixed_batches and len(tasks) > 1
+
+
+def mixed_examples(settings: TrainSettings, num_examples: Mapping[str, int]) -> int:
+    """Examples of one round of mixed batches, over all tasks; arguments as for `round_steps`."""
+    if settings.local_steps is not None:
+        return settings.local_steps * settings.batch_size
+    return max(1, _up(_epochs(settings) * sum(num_examples.values())))
+
+
+def _epochs(settings: TrainSettings) -> float:
     if settings.local_epochs is None:
         raise AssertionError("TrainSettings holds local_epochs or local_steps")
-    # Rounded up so that a small client always takes a step; 1e-9 keeps 0.07 * 100 from becoming 8.
-    return max(1, math.ceil(settings.local_epochs * steps_of_epoch(settings, num_examples) - 1e-9))
+    return settings.local_epochs
+
+
+def _up(count: float) -> int:
+    return math.ceil(count - 1e-9)  # which keeps 0.07 * 100 from becoming 8
 
 
 def learning_rate_factor(settings: TrainSettings, position: Position, step: int, steps: int) -> float:

@@ -34,6 +34,20 @@ class MultiTaskModel(nn.Module):
         """
         raise NotImplementedError
 
+    def forward_parts(self, parts: Mapping[str, slice], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Outputs of several tasks' rows in one batch, through the shared layers once where the model can do so.
+
+        Args:
+            parts: task to where its rows lie along the first dimension of every tensor of the batch.
+            batch: the model's inputs for all of them, such as `common.families.encoded_text.collate_parts` gives.
+
+        Returns:
+            task to what `forward` gives for its rows alone, up to the padding that the joint batch adds.
+        """
+        return {
+            task: self(task, {name: tensor[rows] for name, tensor in batch.items()}) for task, rows in parts.items()
+        }
+
 
 class EncodedSplit(Protocol):
     """Rows of one task, ready for the model.

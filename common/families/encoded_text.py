@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 
 @dataclass(frozen=True)
@@ -56,3 +58,35 @@ class EncodedText:
         if self.type_ids is not None:
             batch["token_type_ids"] = padded(self.type_ids, 0)
         return batch
+
+
+def joinable(splits: Iterable[object]) -> bool:
+    """Whether rows of these splits can stand in one batch, as `collate_parts` makes it: all texts, read alike."""
+    known = list(splits)
+    texts = [split for split in known if isinstance(split, EncodedText)]
+    return len(texts) == len(known) and len({(text.pad_id, text.type_ids is None) for text in texts}) <= 1
+
+
+def collate_parts(parts: Sequence[tuple[EncodedText, np.ndarray]]) -> dict[str, Tensor]:
+    """Model inputs for rows of several splits, one split's after the other's, padded to the longest of all.
+
+    Args:
+        parts: at least one split with the numbers of its rows, at least one each; `joinable`.
+
+    Returns:
+        As `EncodedText.collate`: int64 of shape (B, L), B the rows of all parts.
+
+    Raises:
+        ValueError: the splits are not joinable.
+    """
+    if not joinable(split for split, _ in parts):
+        raise ValueError("rows of splits with different inputs or padding can't stand in one batch")
+    batches = [split.collate(indices) for split, indices in parts]
+    longest = max(batch["input_ids"].shape[1] for batch in batches)
+    fills = {"input_ids": parts[0][0].pad_id}
+    return {
+        name: torch.cat(
+            [functional.pad(b[name], (0, longest - b[name].shape[1]), value=fills.get(name, 0)) for b in batches]
+        )
+        for name in batches[0]
+    }

@@ -58,13 +58,23 @@ class TransformerModel(MultiTaskModel):
 
         `batch` holds input_ids, attention_mask and, where the encoder takes them, token_type_ids, each (B, L).
         """
+        return self._outputs(task, self._vectors(batch))
+
+    def forward_parts(self, parts: Mapping[str, slice], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """See `MultiTaskModel.forward_parts`: one pass through the encoder, then each task's head on its rows."""
+        vectors = self._vectors(batch)
+        return {task: self._outputs(task, vectors[rows]) for task, rows in parts.items()}
+
+    def _vectors(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """(B, L) inputs to (B, H)."""
         outputs = self.encoder(**batch)
-        pooled = (
-            outputs.pooler_output
-            if self._pooler
-            else pool(outputs.last_hidden_state, batch["attention_mask"], self._pooling)
-        )
-        logits: Tensor = self.heads[task](pooled)
+        if self._pooler:
+            pooled: Tensor = outputs.pooler_output
+            return pooled
+        return pool(outputs.last_hidden_state, batch["attention_mask"], self._pooling)
+
+    def _outputs(self, task: str, vectors: Tensor) -> Tensor:
+        logits: Tensor = self.heads[task](vectors)
         return logits.squeeze(-1) if task in self._regressions else logits
 
 

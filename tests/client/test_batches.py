@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client.batches import by_length, epoch, round_batches, share_steps
-from common.training import Position, TrainSettings
+from client.batches import by_length, epoch, round_batches
+from common.training import Position, TrainSettings, round_steps
 
 NOW = Position(2, 5)
 
@@ -89,24 +89,38 @@ def test_tasks_share_the_steps_as_configured(sampling: str, steps: dict[str, int
     assert order != sorted(order)
 
 
-@given(
-    st.integers(1, 200),
-    st.dictionaries(st.sampled_from("abcdef"), st.integers(1, 5000), min_size=1),
-    st.sampled_from(["proportional", "even", "sqrt"]),
-    st.integers(0, 1000),
-)
-def test_shares_add_up_and_round_at_most_to_the_next_step(
-    total: int, batches: dict[str, int], sampling: str, seed: int
-) -> None:
-    shares = share_steps(total, batches, sampling, np.random.default_rng(seed))  # type: ignore[arg-type]
-    assert sum(shares.values()) == total
-    weight = {t: {"proportional": float(n), "even": 1.0, "sqrt": n**0.5}[sampling] for t, n in batches.items()}
-    for task, steps in shares.items():
-        assert abs(steps - total * weight[task] / sum(weight.values())) < 1 + 1e-9
+def test_mixed_batches_hold_every_example_of_an_epoch_once() -> None:
+    settings = TrainSettings(mixed_batches=True, batch_size=16)
+    sizes = {"a": 300, "b": 90}
+    lengths = {task: sentence_lengths(size) for task, size in sizes.items()}
+    batches = list(round_batches(lengths, settings, NOW, 7, "c"))
+    assert len(batches) == round_steps(settings, sizes) == 25
+    assert [len(batch) for batch in batches].count(16) == 24
+    for task, size in sizes.items():
+        rows = [row for batch in batches for row in batch.rows.get(task, [])]
+        assert sorted(rows) == list(range(size))
+    assert all(set(batch.rows) == {"a", "b"} for batch in batches if len(batch) == 16)
 
 
-def test_with_fewer_steps_than_tasks_each_gets_its_turn_in_proportion() -> None:
-    turns = Counter[str]()
-    for seed in range(2000):
-        turns += Counter(share_steps(1, {"a": 3, "b": 1}, "proportional", np.random.default_rng(seed)))
-    assert turns["a"] / 2000 == pytest.approx(0.75, abs=0.03)
+def test_mixed_batches_follow_from_seed_round_and_client() -> None:
+    settings, sizes = TrainSettings(mixed_batches=True, batch_size=8, task_sampling="even"), {"a": 70, "b": 30}
+    assert drawn(settings, sizes) == drawn(settings, dict(reversed(sizes.items())))
+    assert drawn(settings, sizes) != drawn(settings, sizes, client="d")
+    assert drawn(settings, sizes) != drawn(settings, sizes, position=Position(3, 5))
+
+
+def test_a_client_of_one_task_has_the_same_batches_mixed_or_not() -> None:
+    for more in ({"local_epochs": 1.5}, {"local_steps": 7}):
+        plain = TrainSettings.model_validate({"batch_size": 8, **more})
+        mixed = plain.model_copy(update={"mixed_batches": True})
+        assert drawn(plain, {"a": 60}) == drawn(mixed, {"a": 60})
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_the_weakest_task_gets_most_of_the_round(mixed: bool) -> None:
+    settings = TrainSettings(task_sampling="performance", mixed_batches=mixed, batch_size=10)
+    lengths = {task: sentence_lengths(500) for task in "ab"}
+    batches = list(round_batches(lengths, settings, NOW, 7, "c", {"a": 0.1, "b": 0.3}))
+    assert len(batches) == 100
+    seen = Counter({task: sum(len(batch.rows.get(task, [])) for batch in batches) for task in "ab"})
+    assert seen == {"a": 300, "b": 700}

@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from common.strict_model import StrictModel
-from common.training import GroupRates, Opening, Position, TrainSettings, learning_rate_factor, round_steps
+from common.training import (
+    GroupRates,
+    Opening,
+    Position,
+    TrainSettings,
+    learning_rate_factor,
+    round_steps,
+    steps_of_epoch,
+)
 
 
 def factors(settings: TrainSettings, rounds: int, steps: int) -> list[float]:
@@ -160,3 +168,10 @@ def test_steps_of_a_round() -> None:
     assert round_steps(TrainSettings(batch_size=32, local_epochs=0.01), sizes) == 1
     assert round_steps(TrainSettings(batch_size=1, local_epochs=0.07), {"a": 100}) == 7
     assert round_steps(TrainSettings(local_steps=9), sizes) == 9
+
+
+def test_an_epoch_of_mixed_batches_may_end_within_a_step() -> None:
+    sizes = {"a": 65, "b": 32}
+    assert steps_of_epoch(TrainSettings(batch_size=32), sizes) == 4
+    assert steps_of_epoch(TrainSettings(batch_size=32, mixed_batches=True), sizes) == 97 / 32
+    assert steps_of_epoch(TrainSettings(batch_size=32, mixed_batches=True), {"a": 65}) == 3

@@ -6,7 +6,9 @@ import json
 import logging
 import os
 from pathlib import Path
+from typing import cast
 
+import numpy as np
 import pytest
 import torch
 from tokenizers import pre_tokenizers
@@ -24,6 +26,8 @@ from transformers import (
 from common.errors import ConfigError, ProtocolError
 from common.families import build_family, family_from_description
 from common.families.base import Family, MultiTaskModel
+from common.families.encoded_text import EncodedText, collate_parts, joinable
+from common.families.transformer_model import TransformerModel
 from common.tasks import TaskSpec, load_registry
 from tests.common.families.tiny import ENCODERS, TASKS, config, text_family, texts
 
@@ -121,6 +125,27 @@ def test_padding_changes_no_output(encoder: str) -> None:
         together = model("qqp", rows.collate(torch.arange(5).numpy()))
         alone = torch.cat([model("qqp", rows.collate(torch.tensor([i]).numpy())) for i in range(5)])
         torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean", "max"])
+def test_a_mixed_batch_gives_each_task_what_its_rows_alone_give(pooling: str) -> None:
+    family = text_family("bert", pooling=pooling)
+    model = loaded(family, list(TASKS))
+    assert isinstance(model, TransformerModel)
+    splits = {task: family.encode(task, texts(task)) for task in TASKS}
+    assert joinable(splits.values())
+    chosen = {"qqp": np.array([3, 1]), "sst2": np.array([2]), "stsb": np.array([0, 4])}
+    batch = collate_parts([(cast(EncodedText, splits[task]), rows) for task, rows in chosen.items()])
+    parts = {"qqp": slice(0, 2), "sst2": slice(2, 3), "stsb": slice(3, 5)}
+    passes: list[int] = []
+    with model.encoder.register_forward_hook(lambda *_: passes.append(1)):
+        outputs = model.forward_parts(parts, batch)
+    assert len(passes) == 1
+    by_default = MultiTaskModel.forward_parts(model, parts, batch)
+    for task, rows in chosen.items():
+        alone = model(task, splits[task].collate(rows))
+        torch.testing.assert_close(outputs[task], alone, atol=1e-5, rtol=0)
+        torch.testing.assert_close(by_default[task], alone, atol=1e-5, rtol=0)
 
 
 def test_first_values_neither_read_nor_disturb_the_global_random_state() -> None:
