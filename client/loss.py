@@ -62,7 +62,8 @@ def loss_sum(task: TaskSpec, outputs: Tensor, labels: Tensor) -> Tensor:
             return functional.huber_loss(outputs, labels.float(), reduction="sum", delta=delta)
         case CosineLoss():
             # The head's score is lowest + (highest - lowest) * cosine, the label's place in the range likewise.
-            lowest, highest = task.label_range or (0.0, 1.0)
+            assert task.label_range is not None, "TaskSpec sees to it"
+            lowest, highest = task.label_range
             return functional.mse_loss(outputs, labels.float(), reduction="sum") / (highest - lowest) ** 2
 
 

@@ -257,15 +257,15 @@ def epoch_steps(num_examples: int, batch_size: int) -> int:
     return math.ceil(num_examples / batch_size)
 
 
-def steps_of_epoch(settings: TrainSettings, num_examples: Mapping[str, int]) -> float:
-    """Optimiser steps in one pass over all of a client's tasks; with mixed batches the last may be a part of one.
+def steps_of_epoch(settings: TrainSettings, num_examples: Mapping[str, int]) -> int:
+    """Optimiser steps in one pass over all of a client's tasks.
 
     Args:
         settings: the batch size, and whether batches are mixed.
         num_examples: task to the number of the client's training examples; at least one task.
     """
     if mixes(settings, num_examples):
-        return sum(num_examples.values()) / settings.batch_size
+        return epoch_steps(sum(num_examples.values()), settings.batch_size)
     return sum(epoch_steps(count, settings.batch_size) for count in num_examples.values())
 
 
@@ -280,8 +280,7 @@ def round_steps(settings: TrainSettings, num_examples: Mapping[str, int]) -> int
         return settings.local_steps
     if mixes(settings, num_examples):
         return epoch_steps(mixed_examples(settings, num_examples), settings.batch_size)
-    # Rounded up, so that a small client always takes a step.
-    return max(1, _up(_epochs(settings) * steps_of_epoch(settings, num_examples)))
+    return _of_epochs(settings, steps_of_epoch(settings, num_examples))
 
 
 def mixes(settings: TrainSettings, tasks: Collection[str]) -> bool:
@@ -293,17 +292,14 @@ def mixed_examples(settings: TrainSettings, num_examples: Mapping[str, int]) -> 
     """Examples of one round of mixed batches, over all tasks; arguments as for `round_steps`."""
     if settings.local_steps is not None:
         return settings.local_steps * settings.batch_size
-    return max(1, _up(_epochs(settings) * sum(num_examples.values())))
+    return _of_epochs(settings, sum(num_examples.values()))
 
 
-def _epochs(settings: TrainSettings) -> float:
+def _of_epochs(settings: TrainSettings, one_epoch: int) -> int:
     if settings.local_epochs is None:
         raise AssertionError("TrainSettings holds local_epochs or local_steps")
-    return settings.local_epochs
-
-
-def _up(count: float) -> int:
-    return math.ceil(count - 1e-9)  # which keeps 0.07 * 100 from becoming 8
+    # Rounded up so that a small client always takes a step; 1e-9 keeps 0.07 * 100 from becoming 8.
+    return max(1, math.ceil(settings.local_epochs * one_epoch - 1e-9))
 
 
 def learning_rate_factor(settings: TrainSettings, position: Position, step: int, steps: int) -> float:

@@ -41,6 +41,7 @@ class ExportReport:
         model_class: the class that loads it.
         native: whether that class is part of transformers, so that no code of ours is needed.
         load_lines: the lines that load it, as the folder's README.md shows them.
+        use_line: the line after them that gives a prediction.
         note: what the user must know, one sentence.
     """
 
@@ -49,6 +50,7 @@ class ExportReport:
     model_class: str
     native: bool
     load_lines: tuple[str, ...]
+    use_line: str
     note: str
 
 
@@ -87,7 +89,8 @@ def export_task(
 ) -> ExportReport:
     """Write one task's model into `out`.
 
-    Predictions of what is loaded from there equal the federation's own to 1e-5.
+    Predictions of what is loaded from there equal the federation's own to 1e-5. Low-rank adapters are merged into the
+    weights they adapt.
 
     Args:
         description: of the family, from `Family.describe` or `common.families.saved.read_family`.
@@ -123,9 +126,12 @@ def export_task(
 def _export_text(
     description: Mapping[str, Any], assets: Mapping[str, bytes], values: Mapping[str, Tensor], task: TaskSpec, out: Path
 ) -> ExportReport:
+    from common.families.lora import merged
     from common.families.transformer_model import TransformerDescription, encoder_config
 
     parsed = TransformerDescription.model_validate(dict(description))
+    if parsed.lora is not None:
+        values, parsed = merged(values, parsed.lora, "encoder."), parsed.model_copy(update={"lora": None})
     for name, content in assets.items():
         (out / name).write_bytes(content)
     form = native_form(parsed, parsed.heads[task.name])
@@ -145,12 +151,15 @@ def _export_text(
         model_class=model_class,
         native=True,
         load_lines=_text_lines(out, trust=False),
+        use_line=_classify_line(task),
         note=f"plain transformers loads it as {model_class}",
     )
 
 
 def native_form(description: TransformerDescription, head: HeadSpec) -> NativeForm | None:
     """The class of transformers that is exactly this encoder, pooling and head; None when there is none."""
+    if head.separate:
+        return None  # all of them read a pair as one sequence
     settings = description.encoder
     width = settings.get("hidden_size", settings.get("dim"))
     linear_on_pooler = description.pooler and head.kind == "linear"
@@ -218,6 +227,8 @@ def _export_custom(
         head=head.kind,
         head_hidden_size=head.hidden_size,
         head_dropout=head.dropout,
+        separate_pairs=head.separate,
+        score_range=head.score_range or (0.0, 1.0),
         **_label_settings(task),
     )
     module = MODELING.removesuffix(".py")
@@ -235,12 +246,14 @@ def _export_custom(
     save_file(renamed, out / WEIGHTS_FILE, metadata={"format": "pt"})
     (out / MODELING).write_bytes(Path(exported_modeling.__file__).read_bytes())
     what = f"{description.pooling} pooling{' with pooler' if description.pooler else ''} and a {head.kind} head"
+    what += " on pairs whose texts are read one by one" if head.separate else ""
     return ExportReport(
         task=task.name,
         folder=out,
         model_class="FedmtlForSequenceClassification",
         native=False,
-        load_lines=_text_lines(out, trust=True),
+        load_lines=_pair_lines(out) if head.separate else _text_lines(out, trust=True),
+        use_line=_PAIR_USE if head.separate else _classify_line(task),
         note=(
             f"transformers has no class for {description.encoder['model_type']} with {what}, "
             f"so {MODELING} lies beside the weights and loading needs trust_remote_code=True"
@@ -261,41 +274,53 @@ def _export_rows(
         load_lines=(
             "from common.families.saved import load_saved_model",
             f'family, model = load_saved_model("{out.name}")',
+            f'encoded = family.encode("{task.name}", examples)  # common.data.load_examples gives examples',
         ),
+        use_line=f'logits = model("{task.name}", encoded.collate(range(len(encoded))))',
         note=f"transformers has no class for tabular rows; fedmtl loads {WEIGHTS_FILE} and {DESCRIPTION_FILE}",
     )
+
+
+_PAIR_USE: Final = 'logits = model(**model.pair_inputs(tokenizer, ["one text"], ["another"])).logits'
 
 
 def _text_lines(out: Path, *, trust: bool) -> tuple[str, ...]:
     code = ", trust_remote_code=True" if trust else ""
     return (
+        "from transformers import AutoModelForSequenceClassification, pipeline",
         f'model = AutoModelForSequenceClassification.from_pretrained("{out.name}"{code})',
         f'classify = pipeline("text-classification", model="{out.name}"{code})',
     )
 
 
+def _pair_lines(out: Path) -> tuple[str, ...]:
+    """A pipeline would make one sequence of the two texts."""
+    return (
+        "from transformers import AutoModelForSequenceClassification, AutoTokenizer",
+        f'model = AutoModelForSequenceClassification.from_pretrained("{out.name}", trust_remote_code=True)',
+        f'tokenizer = AutoTokenizer.from_pretrained("{out.name}", trust_remote_code=True)',
+    )
+
+
+def _classify_line(task: TaskSpec) -> str:
+    example = '"a text"' if len(task.text) == 1 else '{"text": "one text", "text_pair": "another"}'
+    return f"classify({example})"
+
+
 def _readme(report: ExportReport, task: TaskSpec) -> str:
-    head = [f"# {task.name}", "", f"Exported from a fedmtl federation; {report.note}.", ""]
-    imports: list[str] = []
-    use: list[str] = []
-    if task.text:
-        imports = ["from transformers import AutoModelForSequenceClassification, pipeline", ""]
-        example = '"a text"' if len(task.text) == 1 else '{"text": "one text", "text_pair": "another"}'
-        use = [
-            "",
-            f"classify({example})",
-            "```",
-            "",
-            f"The folder `{report.folder.name}` is meant relative to where you run this.",
-        ]
-        if task.kind == "regression":
-            use.append("The score is the model's output itself, on the scale of the training labels.")
-    else:
-        use = [
-            "",
-            f'encoded = family.encode("{task.name}", examples)  # common.data.load_examples gives examples',
-            f'logits = model("{task.name}", encoded.collate(range(len(encoded))))',
-            "```",
-        ]
+    lines = [
+        f"# {task.name}",
+        "",
+        f"Exported from a fedmtl federation; {report.note}.",
+        "",
+        "```python",
+        *report.load_lines,
+        report.use_line,
+        "```",
+        "",
+        f"The folder `{report.folder.name}` is meant relative to where you run this.",
+    ]
+    if task.text and task.kind == "regression":
+        lines.append("The score is the model's output itself, on the scale of the training labels.")
     labels = ", ".join(f"{i} = {name}" for i, name in enumerate(task.label_names)) or "one score"
-    return "\n".join([*head, "```python", *imports, *report.load_lines, *use, "", f"Outputs: {labels}.", ""])
+    return "\n".join([*lines, "", f"Outputs: {labels}.", ""])

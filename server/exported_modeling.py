@@ -6,6 +6,7 @@ has. It needs torch and transformers only, and loads with `trust_remote_code=Tru
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -29,6 +30,8 @@ class FedmtlConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]  # transf
         head: str = "linear",
         head_hidden_size: int | None = None,
         head_dropout: float = 0.0,
+        separate_pairs: bool = False,
+        score_range: tuple[float, float] = (0.0, 1.0),
         **kwargs: Any,  # noqa: ANN401  # transformers' own interface
     ) -> None:
         self.encoder_config = encoder_config or {"model_type": "bert"}
@@ -39,6 +42,8 @@ class FedmtlConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]  # transf
         self.head = head
         self.head_hidden_size = head_hidden_size
         self.head_dropout = head_dropout
+        self.separate_pairs = separate_pairs
+        self.score_range = score_range
         super().__init__(**kwargs)
 
 
@@ -51,15 +56,34 @@ class _Head(nn.Module):
         self.dropout = nn.Dropout(config.head_dropout)
         self.output = nn.Linear(self.hidden.out_features if self.hidden else input_size, config.num_labels or 1)
 
-    def forward(self, pooled: Tensor) -> Tensor:
+    def forward(self, vectors: Tensor) -> Tensor:
+        if vectors.dim() == 3:
+            u, v = vectors.unbind(1)
+            vectors = torch.cat([u, v, (u - v).abs(), u * v], dim=-1)
         if self.hidden is not None:
-            pooled = torch.relu(self.hidden(pooled))
-        logits: Tensor = self.output(self.dropout(pooled))
+            vectors = torch.relu(self.hidden(vectors))
+        logits: Tensor = self.output(self.dropout(vectors))
         return logits
 
 
+class _Cosine(nn.Module):
+    """The cosine of two vectors on the scale of the labels."""
+
+    def __init__(self, config: FedmtlConfig) -> None:
+        super().__init__()
+        self.lowest, self.highest = config.score_range
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        cosine = nn.functional.cosine_similarity(vectors[:, 0], vectors[:, 1], dim=-1)
+        return (self.lowest + (self.highest - self.lowest) * cosine).unsqueeze(-1)
+
+
 class FedmtlForSequenceClassification(PreTrainedModel):
-    """Logits (B, C), or (B, 1) for a regression."""
+    """Logits (B, C), or (B, 1) for a regression.
+
+    With `config.separate_pairs` the two texts of a pair are read one by one: inputs are (B, 2, L), which `pair_inputs`
+    makes.
+    """
 
     config_class = FedmtlConfig
     base_model_prefix = "encoder"
@@ -71,7 +95,8 @@ class FedmtlForSequenceClassification(PreTrainedModel):
         encoder_config = AutoConfig.for_model(settings.pop("model_type"), **settings)
         pooler = {"add_pooling_layer": config.pooler} if config.encoder_has_pooler else {}
         self.encoder = AutoModel.from_config(encoder_config, dtype=torch.float32, **pooler)  # type: ignore[no-untyped-call]
-        self.head = _Head(encoder_config.hidden_size, config)
+        width = encoder_config.hidden_size * (4 if config.separate_pairs else 1)
+        self.head = _Cosine(config) if config.head == "cosine" else _Head(width, config)
         self.post_init()  # type: ignore[no-untyped-call]
 
     def forward(
@@ -83,12 +108,17 @@ class FedmtlForSequenceClassification(PreTrainedModel):
         **kwargs: Any,  # noqa: ANN401, ARG002  # Trainer and pipelines pass more than is used
     ) -> SequenceClassifierOutput:
         """`labels`: (B,) class ids, or scores for a regression; with them the loss is computed."""
+        if self.config.separate_pairs and input_ids.dim() != 3:
+            raise ValueError(
+                f"this model reads the two texts of a pair one by one: input_ids are (B, 2, L), not "
+                f"{tuple(input_ids.shape)}; make them with model.pair_inputs(tokenizer, texts, other_texts)"
+            )
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         inputs = {"input_ids": input_ids, "attention_mask": mask}
         if token_type_ids is not None and self.config.token_type_ids:
             inputs["token_type_ids"] = token_type_ids
-        outputs = self.encoder(**inputs)
-        logits = self.head(outputs.pooler_output if self.config.pooler else self._pool(outputs.last_hidden_state, mask))
+        vectors = self._vectors({name: tensor.flatten(0, -2) for name, tensor in inputs.items()})
+        logits = self.head(vectors.view(*input_ids.shape[:-1], -1))
         loss = None
         if labels is not None:
             if self.config.problem_type == "regression":
@@ -97,11 +127,27 @@ class FedmtlForSequenceClassification(PreTrainedModel):
                 loss = nn.functional.cross_entropy(logits, labels.view(-1))
         return SequenceClassifierOutput(loss=loss, logits=logits)
 
-    def _pool(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """(B, L, H) to (B, H); padding never counts."""
-        if self.config.pooling == "mean":
+    @staticmethod
+    def pair_inputs(tokenizer: Any, texts: Sequence[str], other_texts: Sequence[str]) -> dict[str, Tensor]:  # noqa: ANN401  # any tokenizer of transformers
+        """The inputs of B pairs for a model that reads their texts one by one: (B, 2, L) each."""
+        flat = [text for pair in zip(texts, other_texts, strict=True) for text in pair]
+        batch = tokenizer(flat, padding=True, truncation=True, return_tensors="pt")
+        return {name: tensor.view(len(texts), 2, -1) for name, tensor in batch.items()}
+
+    def _vectors(self, inputs: dict[str, Tensor]) -> Tensor:
+        """(N, L) inputs to (N, H); padding never counts."""
+        if self.config.pooler:
+            pooled: Tensor = self.encoder(**inputs).pooler_output
+            return pooled
+        mask, pooling = inputs["attention_mask"], self.config.pooling
+        outputs = self.encoder(**inputs, output_hidden_states=pooling == "first_last")
+        tokens: Tensor = outputs.last_hidden_state
+        if pooling == "first_last":
+            # The first transformer layer's output, not the embeddings'.
+            tokens = (outputs.hidden_states[1] + outputs.hidden_states[-1]) / 2
+        if pooling in ("mean", "first_last"):
             weights = mask.to(tokens.dtype).unsqueeze(-1)
             return (tokens * weights).sum(dim=1) / weights.sum(dim=1)
-        if self.config.pooling == "max":
+        if pooling == "max":
             return tokens.masked_fill(mask.unsqueeze(-1) == 0, torch.finfo(tokens.dtype).min).amax(dim=1)
         return tokens[:, 0]

@@ -12,11 +12,16 @@ from common.strict_model import StrictModel
 SYNTHETIC_WORDS: Final = "synthetic-words"
 
 
+#: How a pair of texts is read: as one sequence with a separator, or as two sequences.
+Pairs = Literal["joint", "separate"]
+
+
 class HeadConfig(StrictModel):
     """What sits on the shared encoder for one task."""
 
-    kind: Literal["linear", "mlp"] = "linear"
-    """`linear`: Dropout-Linear. `mlp`: Linear-ReLU-Dropout-Linear."""
+    kind: Literal["linear", "mlp", "cosine"] = "linear"
+    """`linear`: Dropout-Linear. `mlp`: Linear-ReLU-Dropout-Linear. `cosine`: no parameters; the cosine of the two
+    vectors of a separate pair on the scale of `label_range`, 0 being its lowest and 1 its highest label."""
 
     hidden_size: int | None = Field(default=None, ge=1)
     """Width of an `mlp` head's hidden layer; left out: the encoder's hidden size."""
@@ -24,10 +29,17 @@ class HeadConfig(StrictModel):
     dropout: float | None = Field(default=None, ge=0, lt=1)
     """Dropout of this head; left out: the model's `dropout`."""
 
+    pairs: Pairs | None = None
+    """How this task's pairs are read; left out: the model's `pairs`."""
+
     @model_validator(mode="after")
-    def _width_needs_mlp(self) -> Self:
-        if self.kind == "linear" and self.hidden_size is not None:
-            raise ValueError("a linear head has no hidden_size; set kind: mlp or leave hidden_size out")
+    def _options_fit_the_kind(self) -> Self:
+        if self.kind != "mlp" and self.hidden_size is not None:
+            raise ValueError(f"a {self.kind} head has no hidden_size; set kind: mlp or leave hidden_size out")
+        if self.kind == "cosine" and self.dropout is not None:
+            raise ValueError("a cosine head has no dropout; leave it out")
+        if self.kind == "cosine" and self.pairs == "joint":
+            raise ValueError("a cosine head compares two vectors; set pairs: separate or leave pairs out")
         return self
 
 
@@ -37,6 +49,32 @@ def _head_by_name(value: object) -> object:
 
 
 Head = Annotated[HeadConfig, BeforeValidator(_head_by_name)]
+
+
+def _one_or_more(value: object) -> object:
+    """Let ``targets: query`` stand for ``targets: [query]``."""
+    return [value] if isinstance(value, str) else value
+
+
+class LoraSettings(StrictModel):
+    """Low-rank adapters in a frozen encoder (Hu et al. 2021, arXiv 2106.09685); needs the extra `lora` (peft)."""
+
+    rank: int = Field(default=8, ge=1)
+    """Rank of the change that an adapter makes to its layer's weights."""
+
+    alpha: int = Field(default=16, ge=1)
+    """The change is multiplied by `alpha / rank`."""
+
+    targets: Annotated[tuple[str, ...], BeforeValidator(_one_or_more)] = ()
+    """The linear layers that get one: the last parts of their names, such as query, or patterns of whole names, such
+    as `encoder.layer.[45].*.value`. Left out: what peft takes for the architecture (BERT: query and value)."""
+
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout before an adapter."""
+
+    train_pooler: bool = True
+    """Train the encoder's pooler, where it is used. It stands between encoder and heads, and many checkpoints have
+    none that is pretrained (RoBERTa's); frozen, a drawn pooler would stay at random."""
 
 
 class InlineEncoder(StrictModel):
@@ -75,12 +113,21 @@ class TransformerConfig(StrictModel):
     layers: int | None = Field(default=None, ge=1)
     """Keep only the encoder's first so many layers."""
 
-    pooling: Literal["cls", "mean", "max"] = "cls"
-    """How token vectors become one vector: the first token's, or mean or maximum over real tokens."""
+    pooling: Literal["cls", "mean", "max", "first_last"] = "cls"
+    """How token vectors become one vector: the first token's, or mean or maximum over real tokens, or the mean over
+    real tokens of the first and last layer's average (Su et al. 2021, arXiv 2103.15316)."""
 
     pooler: bool = True
-    """With `cls`: pass the vector through the encoder's own pooler, where it has one. With `mean`
-    and `max` a pooler is never built."""
+    """With `cls`: pass the vector through the encoder's own pooler, where it has one. With any other pooling a
+    pooler is never built."""
+
+    pairs: Pairs = "joint"
+    """How tasks with two texts are read: `joint`, one sequence with a separator; `separate`, each text by itself, and
+    the head gets [u, v, |u-v|, u*v] (Conneau et al. 2017, arXiv 1705.02364)."""
+
+    lora: LoraSettings | None = None
+    """Freeze the encoder and train low-rank adapters in it: the frozen weights travel once, the adapters every round.
+    An export has them merged."""
 
     dropout: float = Field(default=0.1, ge=0, lt=1)
     """Dropout of every head that names none of its own."""

@@ -28,7 +28,13 @@ def federated_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
                 yield name, buffer
 
 
-def blueprint_of(module: nn.Module, family: str, tasks: tuple[str, ...], group_of: Callable[[str], str]) -> Blueprint:
+def blueprint_of(
+    module: nn.Module,
+    family: str,
+    tasks: tuple[str, ...],
+    group_of: Callable[[str], str],
+    is_trained: Callable[[str], bool] = lambda _: True,
+) -> Blueprint:
     """The blueprint of a module whose tensors are used by all tasks, but ``heads.<task>.*`` by that task only.
 
     Args:
@@ -36,6 +42,7 @@ def blueprint_of(module: nn.Module, family: str, tasks: tuple[str, ...], group_o
         family: the family's name.
         tasks: every task, in configuration order.
         group_of: tensor name to group.
+        is_trained: tensor name to whether its users train it; a tensor that is not is frozen.
     """
     everyone = frozenset(tasks)
     parameters = set(dict(module.named_parameters()))
@@ -48,7 +55,7 @@ def blueprint_of(module: nn.Module, family: str, tasks: tuple[str, ...], group_o
                 shape=tuple(tensor.shape),
                 dtype="float32",
                 used_by=users,
-                trained_by=users,
+                trained_by=users if is_trained(name) else frozenset(),
                 group=group_of(name),
                 kind="parameter" if name in parameters else "buffer",
             )

@@ -29,6 +29,7 @@ from common.families.config import NumericColumn, SharedBottomConfig
 from common.families.encoded_rows import EncodedRows
 from common.families.heads import check_task_names
 from common.families.module_blueprint import blueprint_of
+from common.losses import CosineLoss
 from common.seeds import derive_seed
 from common.strict_model import StrictModel
 
@@ -140,6 +141,11 @@ class SharedBottomFamily:
                 raise ConfigError(
                     f"tasks.{name}.text: {list(task.text)} are text columns, which shared_bottom can't read; "
                     "set model.family: transformer"
+                )
+            if isinstance(task.loss, CosineLoss):
+                raise ConfigError(
+                    f"tasks.{name}.loss: 'cosine' compares the vectors of two texts, and shared_bottom reads rows; "
+                    "use mse or huber"
                 )
             if task.label in inputs:
                 raise ConfigError(

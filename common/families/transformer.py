@@ -9,14 +9,14 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
 from pydantic import ValidationError
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from common.blueprint import Blueprint
@@ -24,9 +24,11 @@ from common.errors import ConfigError, DataError, ProtocolError
 from common.families import encoder_source
 from common.families.base import ModelSummary
 from common.families.config import SYNTHETIC_WORDS, InlineEncoder, TransformerConfig
+from common.families.encoded_pairs import EncodedPairs
 from common.families.encoded_text import EncodedText
 from common.families.encoder_source import EncoderSource
 from common.families.heads import check_task_names, head_spec, initial_head_value
+from common.families.lora import adapted_name, check_peft_is_installed, initial_adapter_value, lora_spec
 from common.families.module_blueprint import blueprint_of, federated_tensors
 from common.families.tokenization import (
     TOKENIZER_CONFIG_JSON,
@@ -41,12 +43,14 @@ from common.families.transformer_model import (
     assemble,
     encoder_config,
     group_of,
+    is_trained,
     longest_input,
     new_encoder,
     pooler_argument,
     takes,
 )
 from common.seeds import derive_seed
+from common.selectors import is_adapter
 
 if TYPE_CHECKING:
     from common.data.examples import Examples
@@ -107,10 +111,10 @@ class TransformerFamily:
             heads={
                 name: head_spec(
                     config.heads.get(name, config.head),
+                    task,
                     default_dropout=config.dropout,
+                    pairs=config.pairs,
                     input_size=settings.hidden_size,
-                    outputs=task.num_outputs,
-                    regression=task.kind == "regression",
                 )
                 for name, task in tasks.items()
             },
@@ -121,8 +125,12 @@ class TransformerFamily:
             tasks,
             InitialEncoder(source if config.pretrained else None),
         )
-        family._check_sizes()
-        return family
+        encoder = family._check_sizes()
+        if config.lora is None:
+            return family
+        lora = lora_spec(config.lora, encoder, settings.model_type)
+        with_adapters = {"lora": lora, "label": f"{label}, LoRA of rank {lora.rank}"}
+        return cls(description.model_copy(update=with_adapters), family._assets, tasks, family._initial)
 
     @classmethod
     def from_description(
@@ -137,6 +145,8 @@ class TransformerFamily:
             raise ProtocolError("bad_description", f"the model has no head for the tasks {missing}")
         if TOKENIZER_JSON not in assets:
             raise ProtocolError("bad_description", f"the asset {TOKENIZER_JSON} is missing")
+        if parsed.lora is not None:
+            check_peft_is_installed()
         return cls(parsed, assets, tasks, None)
 
     def blueprint(self) -> Blueprint:
@@ -145,8 +155,10 @@ class TransformerFamily:
 
     @cached_property
     def _blueprint(self) -> Blueprint:
+        tasks = tuple(self.tasks)
         with torch.device("meta"):
-            return blueprint_of(assemble(self._description, tuple(self.tasks)), FAMILY, tuple(self.tasks), group_of)
+            model = assemble(self._description, tasks)
+        return blueprint_of(model, FAMILY, tasks, group_of, partial(is_trained, self._description))
 
     def build(self, tasks: Sequence[str]) -> TransformerModel:
         """See `Family.build`."""
@@ -166,26 +178,38 @@ class TransformerFamily:
             else:
                 arguments = pooler_argument(config, self._description.pooler)
                 encoder = encoder_source.load_pretrained(self._initial.source, config, arguments)
+        lora = self._description.lora
         values = {
-            f"encoder.{name}": tensor.detach().to(torch.float32).contiguous()
+            f"encoder.{adapted_name(name, lora) if lora else name}": tensor.detach().to(torch.float32).contiguous()
             for name, tensor in federated_tensors(encoder)
         }
         std = float(getattr(config, "initializer_range", 0.02))
-        return {
-            p.name: values.pop(p.name) if p.name in values else initial_head_value(p.name, p.shape, seed=seed, std=std)
-            for p in self._blueprint.parameters
-        }
 
-    def encode(self, task: str, examples: Examples) -> EncodedText:
+        def first(name: str, shape: tuple[int, ...]) -> Tensor:
+            if name in values:
+                return values.pop(name)
+            if is_adapter(name):
+                return initial_adapter_value(name, shape, seed=seed)
+            return initial_head_value(name, shape, seed=seed, std=std)
+
+        return {p.name: first(p.name, p.shape) for p in self._blueprint.parameters}
+
+    def encode(self, task: str, examples: Examples) -> EncodedText | EncodedPairs:
         """See `Family.encode`."""
         spec = self.tasks[task]
         if missing := [column for column in spec.text if column not in examples.columns]:
             raise DataError(f"{examples.source}: task {task!r} needs the text columns {missing}")
         tokenizer = tokenizer_from_json(self._assets[TOKENIZER_JSON], max_length=self._description.max_length)
         texts = [examples.columns[column] for column in spec.text]
+        separate = self._description.heads[task].separate
+        if separate:
+            texts = [[text for pair in zip(*texts, strict=True) for text in pair]]
         ids, type_ids, offsets = tokenize(tokenizer, texts, with_type_ids=self._description.token_type_ids)
         dtype = np.float32 if spec.kind == "regression" else np.int64
         labels = torch.from_numpy(np.array(examples.labels, dtype=dtype))
+        if separate:
+            pairs = EncodedText(ids, type_ids, offsets, labels.repeat_interleave(2), self._description.pad_id)
+            return EncodedPairs(pairs)
         return EncodedText(ids, type_ids, offsets, labels, self._description.pad_id)
 
     def describe(self) -> dict[str, Any]:
@@ -200,7 +224,8 @@ class TransformerFamily:
         """See `Family.summary`."""
         return ModelSummary.of(self._blueprint, self._description.label)
 
-    def _check_sizes(self) -> None:
+    def _check_sizes(self) -> nn.Module:
+        """The encoder on the meta device, when it can be built and takes inputs of the wanted length."""
         try:
             with torch.device("meta"):
                 encoder = new_encoder(encoder_config(self._description), pooler=self._description.pooler)
@@ -211,6 +236,7 @@ class TransformerFamily:
             raise ConfigError(
                 f"model.max_length: {self._description.max_length}; this encoder takes at most {limit} tokens"
             )
+        return encoder
 
 
 def _resolve(

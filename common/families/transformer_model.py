@@ -14,8 +14,10 @@ from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedConfig
 
 from common.errors import ConfigError, ProtocolError
 from common.families.base import MultiTaskModel
-from common.families.heads import HeadSpec, build_heads
-from common.families.pooling import Pooling, pool
+from common.families.heads import HeadSpec, build_heads, pair_features
+from common.families.lora import LoraSpec, add_adapters
+from common.families.pooling import Pooling, first_last_average, pool
+from common.selectors import is_adapter
 from common.strict_model import StrictModel
 
 FAMILY: Final = "transformer"
@@ -40,6 +42,8 @@ class TransformerDescription(StrictModel):
     """Whether the encoder tells the two texts of a pair apart by type ids."""
     pad_id: int
     heads: dict[str, HeadSpec]
+    lora: LoraSpec | None = None
+    """Adapters in the encoder, which is frozen then."""
 
 
 class TransformerModel(MultiTaskModel):
@@ -52,11 +56,15 @@ class TransformerModel(MultiTaskModel):
         self._pooling = description.pooling
         self._pooler = description.pooler
         self._regressions = {task for task, spec in description.heads.items() if spec.regression}
+        self._on_features = {
+            task for task, spec in description.heads.items() if spec.separate and spec.kind != "cosine"
+        }
 
     def forward(self, task: str, batch: Mapping[str, Tensor]) -> Tensor:
         """Logits (B, C) or scores (B,).
 
-        `batch` holds input_ids, attention_mask and, where the encoder takes them, token_type_ids, each (B, L).
+        `batch` holds input_ids, attention_mask and, where the encoder takes them, token_type_ids, each (B, L), or
+        (B, 2, L) for a task whose pairs are read separately.
         """
         return self._outputs(task, self._vectors(batch))
 
@@ -66,14 +74,26 @@ class TransformerModel(MultiTaskModel):
         return {task: self._outputs(task, vectors[rows]) for task, rows in parts.items()}
 
     def _vectors(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """(B, L) inputs to (B, H)."""
-        outputs = self.encoder(**batch)
+        """(B, L) inputs to (B, H), or (B, 2, L) to (B, 2, H): both texts of every pair in the same pass."""
+        inputs = {name: tensor.flatten(0, -2) for name, tensor in batch.items()}
+        pooled = self._pooled(inputs)
+        return pooled.view(*batch["input_ids"].shape[:-1], -1)
+
+    def _pooled(self, inputs: dict[str, Tensor]) -> Tensor:
+        """(N, L) inputs to (N, H)."""
         if self._pooler:
-            pooled: Tensor = outputs.pooler_output
-            return pooled
-        return pool(outputs.last_hidden_state, batch["attention_mask"], self._pooling)
+            vectors: Tensor = self.encoder(**inputs).pooler_output
+            return vectors
+        if self._pooling == "first_last":
+            tokens = first_last_average(self.encoder(**inputs, output_hidden_states=True).hidden_states)
+        else:
+            tokens = self.encoder(**inputs).last_hidden_state
+        return pool(tokens, inputs["attention_mask"], self._pooling)
 
     def _outputs(self, task: str, vectors: Tensor) -> Tensor:
+        """(B, H) or (B, 2, H) to (B, C) or (B,)."""
+        if task in self._on_features:
+            vectors = pair_features(vectors[:, 0], vectors[:, 1])
         logits: Tensor = self.heads[task](vectors)
         return logits.squeeze(-1) if task in self._regressions else logits
 
@@ -82,8 +102,17 @@ def assemble(description: TransformerDescription, tasks: Sequence[str]) -> Trans
     """The model with the heads of these tasks, on the current default device, values drawn from torch's stream."""
     config = encoder_config(description)
     encoder = new_encoder(config, pooler=description.pooler)
+    if description.lora is not None:
+        add_adapters(encoder, description.lora)
     heads = build_heads({task: description.heads[task] for task in tasks}, config.hidden_size)
     return TransformerModel(encoder, description, heads)
+
+
+def is_trained(description: TransformerDescription, name: str) -> bool:
+    """Whether tasks train a tensor of the model: any, or with adapters only those, the heads and maybe the pooler."""
+    if description.lora is None or name.startswith("heads.") or is_adapter(name):
+        return True
+    return description.lora.train_pooler and group_of(name) == "pooler"
 
 
 def encoder_config(description: TransformerDescription) -> PreTrainedConfig:

@@ -132,3 +132,32 @@ def test_grouping_needs_agreement_with_every_member() -> None:
     assert replica_groups(plan.slice(list(TASKS)), list(TASKS)) == (("mood", "score"), ("topic",))
     plan = plan.split("hidden.bias", [["mood"], ["topic", "score"]])
     assert replica_groups(plan.slice(list(TASKS)), list(TASKS)) == (("mood",), ("topic",), ("score",))
+
+
+def test_tasks_go_together_where_one_pass_trains_them_right() -> None:
+    family = TinyFamily(trained_by={"hidden.weight": frozenset({"mood", "topic"})})
+    shared = SlotModel(family, shared_slice(family, *TASKS), list(TASKS), CPU)
+    assert shared.together(["score", "mood", "topic"]) == [("score",), ("mood", "topic")]
+    whole = TinyFamily()
+    plan = SharingPlan.shared(whole.blueprint()).split("hidden.weight", [["mood", "topic"], ["score"]])
+    split = SlotModel(whole, plan.slice(list(TASKS)), list(TASKS), CPU)
+    assert split.together(["mood", "score", "topic"]) == [("mood", "topic"), ("score",)]
+
+
+def test_several_tasks_open_what_one_of_them_trains_and_gradients_change_hands() -> None:
+    family = TinyFamily(["mood", "score"], trained_by={"hidden.weight": frozenset({"mood"})})
+    slice_ = shared_slice(family, "mood", "score")
+    model = SlotModel(family, slice_, ["mood", "score"], CPU)
+    model.load(values_of(family, slice_), training=True)
+    hidden = slice_.slot_of("mood", "hidden.weight").id
+    for tasks, opened in ((("score",), False), (("mood", "score"), True)):
+        model.train_only(*tasks)
+        assert model.parameter(hidden).requires_grad is opened
+    batch = tiny_split("mood", 5).collate(torch.arange(5).numpy())
+    model.forward("mood", batch).sum().backward()  # type: ignore[no-untyped-call]
+    taken = model.take_gradients()
+    assert hidden in taken
+    assert not any("score" in slot.split("@")[0] for slot in taken)
+    assert model.parameter(hidden).grad is None
+    model.put_gradients({hidden: taken[hidden]})
+    assert model.parameter(hidden).grad is taken[hidden]

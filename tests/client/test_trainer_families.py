@@ -11,9 +11,11 @@ from client.device import choose_device
 from client.trainer import LocalResult, LocalTrainer, TaskData
 from common.families.base import Family
 from common.plan import SharingPlan
+from common.selectors import is_adapter
+from common.tasks import TaskSpec
 from common.training import Position, TrainSettings
 from tests.common.families.test_shared_bottom import census_family, census_rows
-from tests.common.families.tiny import ENCODERS, text_family, texts
+from tests.common.families.tiny import ENCODERS, TASKS, text_family, texts
 
 
 def one_round(family: Family, data: dict[str, TaskData], plan: SharingPlan) -> LocalResult:
@@ -49,6 +51,30 @@ def test_every_encoder_trains_and_leaves_unseen_words_alone(encoder: str, separa
                 used[split.collate(torch.arange(len(split)).numpy())["input_ids"].flatten()] = True
         assert not result.deltas[slot][~used].any()
         assert (~used).sum() > used.sum()
+
+
+def test_adapters_heads_and_pooler_are_all_that_changes_and_travels_up() -> None:
+    pytest.importorskip("peft", reason="the extra `lora` is not installed")
+    family = text_family("bert", lora={"rank": 2})
+    rows = {task: family.encode(task, texts(task)) for task in ("sst2", "stsb")}
+    plan = SharingPlan.shared(family.blueprint())
+    result = one_round(family, {task: TaskData(split, split) for task, split in rows.items()}, plan)
+    assert result.deltas.keys() == {
+        slot.id
+        for slot in plan.slice(list(rows)).slots
+        if is_adapter(slot.parameter) or slot.spec.group in ("head", "pooler")
+    }
+    assert all(delta.any() for slot, delta in result.deltas.items() if "lora_B" in slot)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "first_last"])
+def test_separate_pairs_train_beside_single_texts(pooling: str) -> None:
+    cosine = TASKS["stsb"].model_dump() | {"loss": "cosine", "label_range": [0, 5]}
+    tasks = {**TASKS, "stsb": TaskSpec.model_validate(cosine)}
+    family = text_family("bert", tasks=tasks, pairs="separate", pooling=pooling, heads={"stsb": "cosine"})
+    rows = {task: family.encode(task, texts(task)) for task in tasks}
+    data = {task: TaskData(split, split) for task, split in rows.items()}
+    one_round(family, data, SharingPlan.shared(family.blueprint()))
 
 
 @pytest.mark.parametrize("separate", [False, True])

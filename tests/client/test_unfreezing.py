@@ -21,14 +21,21 @@ LAYER = {"hidden.weight", "hidden.bias", "norm.weight", "norm.bias"}
 TABLE = {"embeddings.weight"}
 
 
-def opened(frozen: set[str], *stages: tuple[float, str], tasks: tuple[str, ...] = ("mood",)) -> dict[int, set[str]]:
+def opened(
+    frozen: set[str], *stages: tuple[float, str], tasks: tuple[str, ...] = ("mood",), **changes: object
+) -> dict[int, set[str]]:
     """Step to the names of parameters that are open, of a client with 40 rows per task and batches of 8."""
     family = TinyFamily(["mood", "score"])
     plan = SharingPlan.shared(family.blueprint())
     plan = plan.freeze([slot.id for slot in plan.slots if slot.parameter in frozen])
     model = SlotModel(family, plan.slice(tasks), tasks, choose_device("cpu"))
     settings = TrainSettings.model_validate(
-        {"batch_size": 8, "local_epochs": 9, "unfreeze": [{"epoch": epoch, "open": what} for epoch, what in stages]}
+        {
+            "batch_size": 8,
+            "local_epochs": 9,
+            "unfreeze": [{"epoch": epoch, "open": what} for epoch, what in stages],
+            **changes,
+        }
     )
     found = openings(model, settings, dict.fromkeys(tasks, 40))
     return {step: {slot.partition("@")[0] for slot in slots} for step, slots in found.items()}
@@ -50,6 +57,12 @@ def test_an_epoch_is_one_pass_over_all_tasks() -> None:
     steps = opened(set(), (0, "heads"), (1, "everything"), tasks=("mood", "score"))
     assert list(steps) == [0, 10]
     assert steps[0] >= HEAD | {"heads.score.weight"}
+
+
+def test_an_epoch_within_the_round_is_reached_also_with_mixed_batches() -> None:
+    """80 rows in batches of 79: two epochs are 160 rows, so three steps and not four."""
+    both, mixed = ("mood", "score"), {"batch_size": 79, "local_epochs": 2, "mixed_batches": True}
+    assert list(opened(set(), (0, "heads"), (1.9, "everything"), tasks=both, **mixed)) == [0, 2]
 
 
 def test_a_selector_of_another_clients_head_means_nothing_here() -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from common.torch_tensors import TORCH_DTYPES, array_of, decode, dtype_name, encode, tensor_of
+from common.torch_tensors import TORCH_DTYPES, array_of, decode, dtype_name, encode, fingerprint, tensor_of
 
 
 @pytest.mark.parametrize("name", sorted(TORCH_DTYPES))
@@ -45,3 +45,18 @@ def test_only_touched_rows_of_a_tensor_travel() -> None:
 def test_an_array_of_another_type_is_refused() -> None:
     with pytest.raises(ValueError, match="does not hold"):
         tensor_of(array_of(torch.ones(2)), "float64")
+
+
+def test_a_fingerprint_tells_values_names_types_and_shapes_apart() -> None:
+    values = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(1.0), "c": torch.ones(2, dtype=torch.bfloat16)}
+    same = {name: value.clone() for name, value in reversed(values.items())}
+    assert fingerprint(values) == fingerprint(same)
+    assert fingerprint({"a": values["a"].t().contiguous().t()}) == fingerprint({"a": values["a"]})
+    others = [
+        {**values, "a": values["a"].reshape(3, 2)},
+        {**values, "a": values["a"].to(torch.int32)},
+        {**values, "b": torch.tensor(1.0000001)},
+        {"a": values["a"], "b": values["b"]},
+        {**values, "d": values["b"]},
+    ]
+    assert len({fingerprint(values), *map(fingerprint, others)}) == 6

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -15,8 +16,8 @@ from common.training import (
     Position,
     TrainSettings,
     learning_rate_factor,
+    mixed_examples,
     round_steps,
-    steps_of_epoch,
 )
 
 
@@ -170,8 +171,35 @@ def test_steps_of_a_round() -> None:
     assert round_steps(TrainSettings(local_steps=9), sizes) == 9
 
 
-def test_an_epoch_of_mixed_batches_may_end_within_a_step() -> None:
-    sizes = {"a": 65, "b": 32}
-    assert steps_of_epoch(TrainSettings(batch_size=32), sizes) == 4
-    assert steps_of_epoch(TrainSettings(batch_size=32, mixed_batches=True), sizes) == 97 / 32
-    assert steps_of_epoch(TrainSettings(batch_size=32, mixed_batches=True), {"a": 65}) == 3
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"surgery": "pcgrad"}, r"surgery 'pcgrad' compares .* set mixed_batches: true"),
+        ({"loss_weighting": "gradnorm"}, r"loss_weighting 'gradnorm' compares .* set mixed_batches: true"),
+        ({"loss_weighting": "dwa", "loss_weights": {"a": 2}}, r"loss_weights .* are for loss_weighting 'fixed'"),
+        ({"loss_weights": {"a": 0}}, "greater than 0"),
+        ({"sampling_temperature": 0.5}, "greater than or equal to 1"),
+        ({"task_sampling": "weakest"}, "performance"),
+        ({"surgery": "nashmtl", "mixed_batches": True}, "aligned_mtl"),
+    ],
+)
+def test_settings_for_several_tasks_that_do_not_fit_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        TrainSettings.model_validate(settings)
+
+
+def test_settings_for_several_tasks_travel() -> None:
+    settings = TrainSettings(mixed_batches=True, surgery="cagrad", loss_weights={"a": 2.0}, task_sampling="annealed")
+    assert TrainSettings.model_validate(settings.model_dump(mode="json")) == settings
+
+
+def test_a_round_of_mixed_batches_has_the_steps_of_its_examples() -> None:
+    sizes = {"a": 33, "b": 31, "c": 1}
+    apart = TrainSettings(batch_size=32)
+    mixed = apart.model_copy(update={"mixed_batches": True})
+    assert (round_steps(apart, sizes), round_steps(mixed, sizes)) == (4, 3)
+    half = mixed.model_copy(update={"local_epochs": 0.5})
+    assert (mixed_examples(half, sizes), round_steps(half, sizes)) == (33, 2)
+    steps = TrainSettings(batch_size=32, local_steps=5, mixed_batches=True)
+    assert (mixed_examples(steps, sizes), round_steps(steps, sizes)) == (160, 5)
+    assert round_steps(mixed.model_copy(update={"local_epochs": 1.5}), {"a": 40}) == 3  # one task: as without

@@ -119,6 +119,8 @@ def test_plain_transformers_predicts_the_same_where_it_has_the_class(
         ("bert", "sst2", {"pooling": "mean"}),
         ("bert", "stsb", {"pooling": "max", "head": MLP}),
         ("bert", "qqp", {"head": {"kind": "mlp", "hidden_size": 7}}),
+        ("bert", "qqp", {"pooling": "first_last"}),
+        ("distilbert", "sst2", {"pooling": "first_last"}),
         ("bert", "sst2", {"pooler": False}),
         ("minilm", "stsb", {"pooling": "mean"}),
         ("roberta", "qqp", {"pooling": "mean"}),
@@ -138,6 +140,52 @@ def test_shipped_code_predicts_the_same_where_transformers_has_no_class(
     readme = (tmp_path / "out" / "README.md").read_text()
     assert all(line in readme for line in report.load_lines)
     assert "trust_remote_code=True" in readme
+
+
+@pytest.mark.parametrize(
+    ("task", "settings"),
+    [
+        ("qqp", {"pooling": "mean", "head": MLP}),
+        ("qqp", {"max_length": 12}),
+        ("stsb", {"pooling": "first_last"}),
+        ("stsb", {"pooling": "mean", "heads": {"stsb": "cosine"}}),
+    ],
+)
+def test_shipped_code_reads_separate_pairs_as_its_readme_says(
+    task: str, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    tasks = {**TASKS, "stsb": TASKS["stsb"].model_copy(update={"label_range": (0.0, 5.0)})}
+    family = text_family("bert", tasks=tasks, pairs="separate", **settings)
+    values, rows = trained(family), texts(task)
+    report = export(family, values, task, tmp_path / "out")
+    assert not report.native
+    readme = (tmp_path / "out" / "README.md").read_text()
+    assert all(line in readme for line in (*report.load_lines, report.use_line))
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out", trust_remote_code=True).eval()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out", trust_remote_code=True)
+    columns = [list(column) for column in rows.columns.values()]
+    with torch.no_grad():
+        logits = model(**model.pair_inputs(tokenizer, *columns)).logits
+    torch.testing.assert_close(logits, federations_own(family, values, rows), atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match="pair_inputs"):
+        model(**tokenizer(*columns, padding=True, return_tensors="pt"))
+
+
+@pytest.mark.parametrize(
+    ("encoder", "task", "native", "settings"),
+    [
+        ("bert", "sst2", True, {}),
+        ("roberta", "stsb", True, {"lora": {"rank": 3, "targets": ["query", "dense"]}}),
+        ("minilm", "qqp", False, {"pooling": "mean"}),
+    ],
+)
+def test_adapters_are_merged_into_weights_that_load_without_peft(
+    encoder: str, task: str, native: bool, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    pytest.importorskip("peft", reason="the extra `lora` is not installed")
+    out = tmp_path / "out"
+    check_equal_predictions(encoder, task, out, native=native, **{"lora": {"rank": 3, "alpha": 5}, **settings})
+    assert not [name for name in load_file(out / "model.safetensors") if "lora" in name or "base_layer" in name]
 
 
 def test_long_texts_are_cut_as_in_the_federation(tmp_path: Path) -> None:
@@ -188,6 +236,7 @@ def test_an_exported_folder_loads_in_a_process_without_fedmtl(tmp_path: Path) ->
             "import sys",
             "from transformers import AutoModelForSequenceClassification, pipeline",
             *report.load_lines,
+            "assert isinstance(" + report.use_line + ", list)",
             f"print(classify({WORDS[0]!r})[0]['score'])",
             "assert not {'common', 'server'} & sys.modules.keys()",
         ]

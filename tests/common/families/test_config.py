@@ -41,9 +41,11 @@ def test_the_configuration_survives_being_written_and_read() -> None:
     ("settings", "message"),
     [
         ({"family": "transformer", "encoder": "a", "poolling": "cls"}, "poolling"),
-        ({"family": "transformer", "encoder": "a", "pooling": "sum"}, "'cls', 'mean' or 'max'"),
+        ({"family": "transformer", "encoder": "a", "pooling": "sum"}, "'cls', 'mean', 'max' or 'first_last'"),
         ({"family": "transformer", "encoder": "a", "layers": 0}, "greater than or equal to 1"),
         ({"family": "transformer", "encoder": "a", "head": {"kind": "linear", "hidden_size": 3}}, "kind: mlp"),
+        ({"family": "transformer", "encoder": "a", "head": {"kind": "cosine", "dropout": 0.1}}, "no dropout"),
+        ({"family": "transformer", "encoder": "a", "head": {"kind": "cosine", "pairs": "joint"}}, "compares two"),
         ({"family": "transformer", "encoder": INLINE, "weights": "pretrained"}, "weights: random"),
         ({"family": "transformer", "encoder": {"config": {}, "tokenizer": "x"}}, "model_type"),
         ({"family": "transformer"}, "encoder"),

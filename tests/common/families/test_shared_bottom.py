@@ -117,6 +117,12 @@ def test_text_tasks_are_refused() -> None:
         build_family(config(**SETTINGS), tasks, base_dir=Path())
 
 
+def test_a_loss_of_two_texts_is_refused() -> None:
+    tasks = load_registry({"hours": {"kind": "regression", "label_range": [0, 99], "loss": "cosine"}}, "test")
+    with pytest.raises(ConfigError, match=r"tasks\.hours\.loss: 'cosine' compares"):
+        build_family(config(**SETTINGS), tasks, base_dir=Path())
+
+
 def test_blueprint_model_and_first_values_agree() -> None:
     family = census_family()
     blueprint, values = family.blueprint(), family.initial_values(1)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from tokenizers import pre_tokenizers
+from torch.nn import functional
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -29,7 +30,7 @@ from common.families.base import Family, MultiTaskModel
 from common.families.encoded_text import EncodedText, collate_parts, joinable
 from common.families.transformer_model import TransformerModel
 from common.tasks import TaskSpec, load_registry
-from tests.common.families.tiny import ENCODERS, TASKS, config, text_family, texts
+from tests.common.families.tiny import ENCODERS, TASKS, WORDS, config, table, text_family, texts
 
 DATA = Path(os.environ.get("FEDMTL_DATA", Path(__file__).parents[4] / "shared" / "data"))
 BERT_TINY = DATA / "models" / "bert-tiny-no-weights"
@@ -73,7 +74,7 @@ def loaded(family: Family, tasks: list[str], seed: int = 3) -> MultiTaskModel:
     return model.eval()
 
 
-@pytest.mark.parametrize("pooling", ["cls", "mean", "max"])
+@pytest.mark.parametrize("pooling", ["cls", "mean", "max", "first_last"])
 @pytest.mark.parametrize("encoder", ENCODERS)
 def test_model_blueprint_and_first_values_agree_for_each_architecture(encoder: str, pooling: str) -> None:
     family = text_family(encoder, pooling=pooling, head="mlp", layers=2)
@@ -118,8 +119,8 @@ def test_a_client_rebuilds_the_same_model_from_description_and_assets(encoder: s
 
 @pytest.mark.parametrize("encoder", ENCODERS)
 def test_padding_changes_no_output(encoder: str) -> None:
-    for pooling in ("cls", "mean", "max"):
-        family = text_family(encoder, pooling=pooling)
+    for pooling, pairs in (("cls", "joint"), ("mean", "separate"), ("max", "joint"), ("first_last", "separate")):
+        family = text_family(encoder, pooling=pooling, pairs=pairs)
         model = loaded(family, ["qqp"])
         rows = family.encode("qqp", texts("qqp"))
         together = model("qqp", rows.collate(torch.arange(5).numpy()))
@@ -127,7 +128,7 @@ def test_padding_changes_no_output(encoder: str) -> None:
         torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("pooling", ["cls", "mean", "max"])
+@pytest.mark.parametrize("pooling", ["cls", "mean", "max", "first_last"])
 def test_a_mixed_batch_gives_each_task_what_its_rows_alone_give(pooling: str) -> None:
     family = text_family("bert", pooling=pooling)
     model = loaded(family, list(TASKS))
@@ -146,6 +147,37 @@ def test_a_mixed_batch_gives_each_task_what_its_rows_alone_give(pooling: str) ->
         alone = model(task, splits[task].collate(rows))
         torch.testing.assert_close(outputs[task], alone, atol=1e-5, rtol=0)
         torch.testing.assert_close(by_default[task], alone, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("encoder", ["bert", "roberta"])
+def test_separate_pairs_are_two_texts_through_one_pass_of_the_encoder(encoder: str) -> None:
+    tasks = {**TASKS, "stsb": TASKS["stsb"].model_copy(update={"label_range": (0.0, 5.0)})}
+    family = text_family(encoder, tasks=tasks, pairs="separate", pooling="mean", heads={"stsb": "cosine"})
+    client = family_from_description(json.loads(json.dumps(family.describe())), family.assets(), tasks)
+    assert client.blueprint() == family.blueprint()
+    assert family.summary().head_parameters == {"sst2": 2 * 32 + 2, "qqp": 2 * 4 * 32 + 2, "stsb": 0}
+    model = loaded(family, list(tasks))
+    assert isinstance(model, TransformerModel)
+    everything = np.arange(5)
+    columns = [list(column) for column in texts("qqp").columns.values()]
+    u, v = (
+        model._vectors(family.encode("sst2", table("sst2", {"sentence": column}, np.zeros(5))).collate(everything))
+        for column in columns
+    )
+    passes: list[int] = []
+    with model.encoder.register_forward_hook(lambda *_: passes.append(1)):
+        logits = model("qqp", client.encode("qqp", texts("qqp")).collate(everything))
+        scores = model("stsb", client.encode("stsb", texts("stsb")).collate(everything))
+    assert len(passes) == 2
+    expected = model.heads["qqp"](torch.cat([u, v, (u - v).abs(), u * v], dim=1))
+    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(scores, 5 * functional.cosine_similarity(u, v), atol=1e-5, rtol=0)
+
+
+def test_texts_of_a_separate_pair_are_cut_one_by_one() -> None:
+    family = text_family("bert", pairs="separate", max_length=8)
+    batch = family.encode("qqp", texts("qqp", [" ".join(WORDS)] * 2)).collate(np.arange(2))
+    assert batch["input_ids"].shape == (2, 2, 8)
 
 
 def test_first_values_neither_read_nor_disturb_the_global_random_state() -> None:
@@ -390,6 +422,13 @@ def test_dropout_settings_reach_encoder_and_heads() -> None:
         {"encoder": {"model_type": "nothing"}},
         {"heads": {}},
         {"surprise": 1},
+        {"lora": {"rank": 2}},
+        {
+            "heads": {
+                t: {"kind": "cosine", "hidden_size": None, "dropout": 0, "outputs": 1, "regression": True}
+                for t in TASKS
+            }
+        },
     ],
 )
 def test_a_description_that_is_not_understood_is_a_protocol_error(damage: dict[str, object]) -> None:
