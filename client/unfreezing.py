@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Iterable, Mapping
 
 from client.slot_model import SlotModel
 from common.errors import PlanError
 from common.plan import Slot
 from common.selectors import select_present
-from common.training import TrainSettings, steps_of_epochs
+from common.training import TrainSettings, round_steps, steps_of_epoch
 
 
 def openings(model: SlotModel, settings: TrainSettings, num_examples: Mapping[str, int]) -> dict[int, frozenset[str]]:
@@ -27,10 +29,13 @@ def openings(model: SlotModel, settings: TrainSettings, num_examples: Mapping[st
     """
     opened = {slot_id for slot_id, slot in model.slots.items() if slot.spec.kind == "buffer"}
     found: dict[int, frozenset[str]] = {}
-    idle = set(num_examples)
+    idle, one_epoch = set(num_examples), steps_of_epoch(settings, num_examples)
+    last = sys.maxsize if settings.local_epochs is None else round_steps(settings, num_examples) - 1
     for entry in settings.unfreeze:
         names = select_present(entry.open, (slot.spec for slot in model.slots.values()))
-        step = steps_of_epochs(entry.epoch, settings, num_examples) if not idle else 0
+        # Rounded down: an epoch that lies within the round is reached in it, also where mixed batches run on over its
+        # end and so take a step less than whole epochs would.
+        step = 0 if idle else min(last, math.floor(entry.epoch * one_epoch + 1e-9))
         chosen = {slot_id: slot for slot_id, slot in model.slots.items() if slot.parameter in names}
         opened |= chosen.keys()
         idle -= _trainers(chosen.values())

@@ -72,7 +72,8 @@ class Opening(StrictModel):
     """What is opened for training within a round; it stays open to the round's end."""
 
     epoch: float = Field(ge=0, allow_inf_nan=False)
-    """Passes over the client's data, from the round's beginning, after which it is opened; 0.5 is half a pass."""
+    """Passes over the client's data, from the round's beginning, after which it is opened; 0.5 is half a pass, and
+    part of a step is rounded down."""
 
     open: Selectors
     """Which parameters: a selector or a list."""
@@ -259,17 +260,16 @@ def epoch_steps(num_examples: int, batch_size: int) -> int:
     return math.ceil(num_examples / batch_size)
 
 
-def steps_of_epochs(epochs: float, settings: TrainSettings, num_examples: Mapping[str, int]) -> int:
-    """Optimiser steps in so many passes over all of a client's tasks, a part of a step counted as one.
+def steps_of_epoch(settings: TrainSettings, num_examples: Mapping[str, int]) -> int:
+    """Optimiser steps in one pass over all of a client's tasks.
 
     Args:
-        epochs: passes, 0 or more.
         settings: the batch size, and whether batches are mixed.
         num_examples: task to the number of the client's training examples; at least one task.
     """
     if mixes(settings, num_examples):
-        return epoch_steps(_up(epochs * sum(num_examples.values())), settings.batch_size)
-    return _up(epochs * sum(epoch_steps(count, settings.batch_size) for count in num_examples.values()))
+        return epoch_steps(sum(num_examples.values()), settings.batch_size)
+    return sum(epoch_steps(count, settings.batch_size) for count in num_examples.values())
 
 
 def round_steps(settings: TrainSettings, num_examples: Mapping[str, int]) -> int:
@@ -281,7 +281,9 @@ def round_steps(settings: TrainSettings, num_examples: Mapping[str, int]) -> int
     """
     if settings.local_steps is not None:
         return settings.local_steps
-    return max(1, steps_of_epochs(_epochs(settings), settings, num_examples))
+    if mixes(settings, num_examples):
+        return epoch_steps(mixed_examples(settings, num_examples), settings.batch_size)
+    return _of_epochs(settings, steps_of_epoch(settings, num_examples))
 
 
 def mixes(settings: TrainSettings, tasks: Collection[str]) -> bool:
@@ -293,17 +295,14 @@ def mixed_examples(settings: TrainSettings, num_examples: Mapping[str, int]) -> 
     """Examples of one round of mixed batches, over all tasks; arguments as for `round_steps`."""
     if settings.local_steps is not None:
         return settings.local_steps * settings.batch_size
-    return max(1, _up(_epochs(settings) * sum(num_examples.values())))
+    return _of_epochs(settings, sum(num_examples.values()))
 
 
-def _epochs(settings: TrainSettings) -> float:
+def _of_epochs(settings: TrainSettings, one_epoch: int) -> int:
     if settings.local_epochs is None:
         raise AssertionError("TrainSettings holds local_epochs or local_steps")
-    return settings.local_epochs
-
-
-def _up(count: float) -> int:
-    return math.ceil(count - 1e-9)  # which keeps 0.07 * 100 from becoming 8
+    # Rounded up so that a small client always takes a step; 1e-9 keeps 0.07 * 100 from becoming 8.
+    return max(1, math.ceil(settings.local_epochs * one_epoch - 1e-9))
 
 
 def learning_rate_factor(settings: TrainSettings, position: Position, step: int, steps: int) -> float:

@@ -82,7 +82,7 @@ def count_passes(model: SlotModel) -> list[int]:
     """A list that grows by the examples of each pass through an encoder."""
     seen: list[int] = []
     for replica in model.replicas:
-        replica.module.encoder.register_forward_pre_hook(  # type: ignore[operator,union-attr]
+        replica.module.encoder.register_forward_pre_hook(  # type: ignore[union-attr]
             lambda _, __, inputs: seen.append(len(inputs["input_ids"])), with_kwargs=True
         )
     return seen

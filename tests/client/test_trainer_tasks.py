@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from client import trainer as trainer_module
 from client.device import choose_device
+from client.evaluate import evaluate_task
 from client.trainer import LocalResult, LocalTrainer, TaskData
 from common.families.base import Family
 from common.plan import SharingPlan
@@ -123,13 +123,12 @@ def test_the_received_model_is_evaluated_once_where_sampling_follows_performance
     slice_ = shared_slice(family, *data)
     settings = TrainSettings.model_validate(MIXED | {"task_sampling": "performance"})
     evaluated: list[str] = []
-    original = trainer_module.evaluate_task
 
     def counted(*args: Any) -> Any:  # noqa: ANN401
         evaluated.append(args[1].name)
-        return original(*args)
+        return evaluate_task(*args)
 
-    monkeypatch.setattr(trainer_module, "evaluate_task", counted)
+    monkeypatch.setattr("client.trainer.evaluate_task", counted)
     trainer = LocalTrainer(family, data, CPU)
     if evaluated_before:
         trainer.evaluate(slice_, values_of(family, slice_), settings)
@@ -145,7 +144,7 @@ def test_the_received_model_is_evaluated_once_where_sampling_follows_performance
 def test_the_weakest_task_is_seen_most(monkeypatch: pytest.MonkeyPatch) -> None:
     family, data = TinyFamily(), tiny_data({"mood": 80, "score": 80})
     slice_ = shared_slice(family, *data)
-    monkeypatch.setattr(trainer_module, "weakness_of", lambda task, *_: {"mood": 0.1, "score": 0.3}[task.name])
+    monkeypatch.setattr("client.trainer.weakness_of", lambda task, *_: {"mood": 0.1, "score": 0.3}[task.name])
     settings = TrainSettings.model_validate(MIXED | {"task_sampling": "performance"})
     reports = train(family, slice_, data, settings).reports
     assert {task: report.num_examples for task, report in reports.items()} == {"mood": 48, "score": 112}

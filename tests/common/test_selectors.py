@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from common.blueprint import ParameterSpec
 from common.errors import ConfigError
-from common.selectors import is_adapter, is_norm, layer_count, layer_of, select
+from common.selectors import is_adapter, is_norm, layer_count, layer_of, select, select_present
 
 BOTH = frozenset({"sst2", "qqp"})
 
@@ -105,3 +105,10 @@ def test_norm_layers_are_known_by_name(name: str, norm: bool) -> None:
 def test_adapters_are_known_by_name() -> None:
     assert is_adapter("encoder.layer.0.attention.self.query.lora_A.default.weight")
     assert not is_adapter("encoder.layer.0.attention.self.query.base_layer.weight")
+
+
+def test_of_a_part_of_a_model_a_selector_may_mean_nothing() -> None:
+    mine = [s for s in encoder(4) if "qqp" not in s.name]
+    assert select_present(["head:qqp"], mine) == frozenset()
+    assert select_present(["head:qqp", "pooler"], mine) == {"encoder.pooler.dense.weight"}
+    assert select_present(["upper", "heads"], mine) == select(["upper", "heads"], mine)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any
 
 import pytest
@@ -8,7 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from common.training import Position, TrainSettings, learning_rate_factor, mixed_examples, round_steps
+from common.strict_model import StrictModel
+from common.training import (
+    GroupRates,
+    Opening,
+    Position,
+    TrainSettings,
+    learning_rate_factor,
+    mixed_examples,
+    round_steps,
+)
 
 
 def factors(settings: TrainSettings, rounds: int, steps: int) -> list[float]:
@@ -25,18 +35,46 @@ def test_the_rate_rises_and_falls_once_over_the_whole_run() -> None:
     assert factors(TrainSettings(warmup=0.5, schedule="constant"), rounds=2, steps=2) == pytest.approx([0.5, 1, 1, 1])
 
 
-@given(
-    st.floats(0, 1),
-    st.sampled_from(["linear", "constant"]),
-    st.integers(1, 12),
-    st.integers(1, 12),
+def test_a_warm_up_in_steps_and_half_a_cosine() -> None:
+    curve = factors(TrainSettings(warmup_steps=2, schedule="cosine"), rounds=3, steps=2)
+    assert curve == pytest.approx([0.5, 1, 1, (1 + math.sqrt(0.5)) / 2, 0.5, (1 - math.sqrt(0.5)) / 2])
+    assert factors(TrainSettings(warmup_steps=8), rounds=2, steps=2) == pytest.approx([1 / 8, 2 / 8, 3 / 8, 4 / 8])
+    assert factors(TrainSettings(warmup_steps=0, schedule="constant"), rounds=1, steps=2) == [1, 1]
+
+
+SCHEDULES = st.fixed_dictionaries({"schedule": st.sampled_from(["linear", "cosine", "constant"])}).flatmap(
+    lambda given: st.one_of(
+        st.floats(0, 1).map(lambda share: TrainSettings.model_validate({**given, "warmup": share})),
+        st.integers(0, 200).map(lambda steps: TrainSettings.model_validate({**given, "warmup_steps": steps})),
+    )
 )
-def test_the_rate_stays_above_zero_and_has_one_peak(warmup: float, schedule: str, rounds: int, steps: int) -> None:
-    settings = TrainSettings.model_validate({"warmup": warmup, "schedule": schedule})
+
+
+@given(SCHEDULES, st.integers(1, 12), st.integers(1, 12))
+def test_the_rate_stays_above_zero_and_has_one_peak(settings: TrainSettings, rounds: int, steps: int) -> None:
     curve = factors(settings, rounds, steps)
     assert all(0 < factor <= 1 for factor in curve)
     rises = [after > before for before, after in itertools.pairwise(curve) if after != before]
     assert rises == sorted(rises, reverse=True)
+
+
+@given(SCHEDULES, st.integers(1, 12), st.integers(1, 12))
+def test_rounds_follow_each_other_as_one_long_run_of_one_machine(
+    settings: TrainSettings, rounds: int, steps: int
+) -> None:
+    long = factors(settings, 1, rounds * steps)
+    assert factors(settings, rounds, steps) == long
+    # Nothing jumps, least of all where a round ends: no step is longer than the rise's, or the fall's at its steepest.
+    total = rounds * steps
+    warmup = settings.warmup_steps if settings.warmup is None else settings.warmup * total
+    assert warmup is not None
+    longest = max(1 / max(1, warmup), math.pi / 2 / max(1, total - warmup))
+    assert all(abs(after - before) <= longest + 1e-12 for before, after in itertools.pairwise(long))
+
+
+def test_even_the_last_of_very_many_steps_learns() -> None:
+    settings = TrainSettings(schedule="cosine", warmup=0)
+    assert learning_rate_factor(settings, Position(10**6, 10**6), 10**6 - 1, 10**6) > 0
 
 
 def test_a_position_outside_the_run_is_refused() -> None:
@@ -50,6 +88,13 @@ def test_epochs_or_steps_but_not_both() -> None:
     assert TrainSettings(local_steps=5).local_epochs is None
     with pytest.raises(ValidationError, match="exclude each other"):
         TrainSettings(local_epochs=1, local_steps=5)
+
+
+def test_a_warm_up_by_share_or_by_steps_but_not_both() -> None:
+    assert TrainSettings().warmup == 0.1
+    assert TrainSettings(warmup_steps=0).warmup is None
+    with pytest.raises(ValidationError, match=r"warmup \(0.1\) and warmup_steps \(5\) exclude each other"):
+        TrainSettings(warmup=0.1, warmup_steps=5)
 
 
 @pytest.mark.parametrize(
@@ -66,6 +111,21 @@ def test_epochs_or_steps_but_not_both() -> None:
         {"learn_rate": 0.1},
         {"max_grad_norm": 0},
         {"threads": 0},
+        {"max_seconds": 0},
+        {"micro_batch_size": 0},
+        {"layer_decay": 0},
+        {"layer_decay": 1.1},
+        {"warmup_steps": -1},
+        {"schedule": "polynomial"},
+        {"groups": [{"match": "norms"}]},
+        {"groups": [{"match": "nrms", "learning_rate": 1}]},
+        {"groups": [{"match": [], "learning_rate": 1}]},
+        {"groups": [{"match": "norms", "learning_rate": 0}]},
+        {"groups": [{"match": "norms", "weight_decay": -1}]},
+        {"unfreeze": [{"epoch": 0.5, "open": "heads"}]},
+        {"unfreeze": [{"epoch": 0, "open": "layers:3-1"}]},
+        {"unfreeze": [{"epoch": 0, "open": "heads"}, {"epoch": 0, "open": "upper"}]},
+        {"unfreeze": [{"epoch": 0, "open": "heads"}, {"epoch": 1, "open": "upper"}]},
     ],
 )
 def test_settings_out_of_bounds_or_unknown_are_refused(wrong: dict[str, object]) -> None:
@@ -73,13 +133,33 @@ def test_settings_out_of_bounds_or_unknown_are_refused(wrong: dict[str, object])
         TrainSettings.model_validate(wrong)
 
 
-@pytest.mark.parametrize("settings", [TrainSettings(), TrainSettings(local_steps=3), TrainSettings(max_grad_norm=None)])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        TrainSettings(),
+        TrainSettings(local_steps=3, warmup_steps=9),
+        TrainSettings(max_grad_norm=None),
+        TrainSettings.model_validate(
+            {
+                "groups": [{"match": "norms", "learning_rate": 2}, {"match": ["upper", "heads"], "weight_decay": 0}],
+                "local_epochs": 3,
+                "unfreeze": [{"epoch": 0, "open": ["heads", "pooler"]}, {"epoch": 1.5, "open": "everything"}],
+            }
+        ),
+    ],
+)
 def test_settings_survive_the_wire(settings: TrainSettings) -> None:
     assert TrainSettings.model_validate(settings.model_dump(mode="json")) == settings
 
 
-def test_every_setting_is_documented() -> None:
-    assert all(field.description for field in TrainSettings.model_fields.values())
+@pytest.mark.parametrize("model", [TrainSettings, GroupRates, Opening])
+def test_every_setting_is_documented(model: type[StrictModel]) -> None:
+    assert all(field.description for field in model.model_fields.values())
+
+
+def test_a_selector_may_stand_alone() -> None:
+    assert Opening.model_validate({"epoch": 0, "open": "heads"}).open == ("heads",)
+    assert GroupRates.model_validate({"match": ["norms", "x.*"], "learning_rate": 1}).match == ("norms", "x.*")
 
 
 def test_steps_of_a_round() -> None:

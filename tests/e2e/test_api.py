@@ -22,12 +22,22 @@ ROUND = {
 }  # fmt: skip
 
 
+OVERRIDES = [
+    {"clients": ["sst2_*"], "set": {"batch_size": 8, "local_epochs": 1.5}},
+    {"tasks": ["sst2"], "set": {"batch_size": 4}},
+]
+
+
 async def test_every_path_of_the_api(programs: Programs) -> None:
-    server = programs.server(small(["sst2", "qqp"], federation={"min_clients": 2}))
+    config = small(["sst2", "qqp"], federation={"min_clients": 2})
+    server = programs.server(config | {"training_overrides": OVERRIDES})
     gate = threading.Event()
+    batch_sizes = set()
 
     def wait_in_round_two(work: Work, cancelled: threading.Event) -> None:
         del cancelled
+        assert work.training is not None
+        batch_sizes.add((work.training["batch_size"], work.training["local_steps"], work.training["local_epochs"]))
         assert work.round == 1 or gate.wait(PATIENCE_S)
 
     async with httpx.AsyncClient(base_url=server.url, trust_env=False, timeout=PATIENCE_S) as http:
@@ -47,6 +57,7 @@ async def test_every_path_of_the_api(programs: Programs) -> None:
         kinds = [(await until(feed, kind))["kind"] for kind in ("update_accepted", "evaluated", "finished")]
         assert kinds[-1] == "finished"
     await see_through(server, *runs)
+    assert batch_sizes == {(16, 2, None), (4, None, 1.5)}
     assert [event async for event in feed] == []
 
 
@@ -88,7 +99,11 @@ async def _in_the_second_round(http: httpx.AsyncClient, server: Server) -> None:
     assert rounds[1]["bytes_down"] > 20_000
     assert rounds[1]["bytes_up"] > 20_000
     one = (await http.get("/api/v1/rounds/1")).json()
-    assert [update["client_id"] for update in one["updates"]] == ["qqp_client", "sst2_client"]
+    changes = {"batch_size": 4, "local_epochs": 1.5}
+    assert [(update["client_id"], update["training_changes"]) for update in one["updates"]] == [
+        ("qqp_client", {}),
+        ("sst2_client", changes),
+    ]
     assert {key: one[key] for key in ROUND - {"phases"}} == {key: rounds[1][key] for key in ROUND - {"phases"}}
     await _bytes_per_slot(http, one)
     assert (await http.get("/api/v1/rounds/2")).status_code == 404
@@ -100,6 +115,7 @@ async def _in_the_second_round(http: httpx.AsyncClient, server: Server) -> None:
         ("sst2_client", ["sst2"], 1),
     ]
     assert all(row["state"] == "working" and row["bytes_down"] > 20_000 for row in clients)
+    assert [row["training_changes"] for row in clients] == [{}, changes]
 
     plan = (await http.get("/api/v1/plan")).json()
     assert SharingPlan.from_dict(plan["current"]).digest == server.summary()["plan"]

@@ -25,6 +25,7 @@ ONE_STEP = {
     "batch_size": ROWS,
     "optimizer": "sgd",
     "learning_rate": LEARNING_RATE,
+    "head_learning_rate": 1,
     "weight_decay": 0.0,
     "warmup": 0.0,
     "schedule": "constant",

@@ -57,6 +57,27 @@ def test_rounds_and_updates(history: History) -> None:
     assert history.updates(1)[1]["tasks"] == {"mood": {"num_examples": 3}}
 
 
+def test_an_update_tells_the_settings_that_were_changed_for_its_training(history: History) -> None:
+    assert not history.any_training_changes()
+    history.record_training(1, "p", {"batch_size": 8})
+    history.record_training(1, "q", {"batch_size": 8})
+    history.record_training(1, "q", {"local_steps": 3, "groups": [{"match": "norms", "learning_rate": 2}]})
+    history.record_training(1, "r", {"batch_size": 8})
+    history.record_training(1, "r", {})  # asked again after a restart, without the override
+    history.record_training(2, "p", {"batch_size": 9})
+    for number, client_id, trained in ((1, "p", 1), (1, "q", 1), (1, "r", 1), (3, "p", 2)):
+        history.record_update(number, client_id, "ab", 7, {}, trained)
+    assert [row["training_changes"] for row in history.updates(1)] == [
+        {"batch_size": 8},
+        {"local_steps": 3, "groups": [{"match": "norms", "learning_rate": 2}]},
+        {},
+    ]
+    assert [row["training_changes"] for row in history.updates(3)] == [{"batch_size": 9}], "a late update's own"
+    assert history.any_training_changes()
+    history.rewind(0)
+    assert not history.any_training_changes()
+
+
 def test_a_client_that_joins_again_keeps_its_first_time(history: History) -> None:
     history.record_client("p", ["mood"], {"mood": {"train": 1}})
     (first,) = history.clients()

@@ -134,6 +134,26 @@ def test_a_new_run_is_whole_before_it_has_its_name(tmp_path: Path) -> None:
     directory.close()
 
 
+def test_settings_that_choose_nothing_of_the_model_are_refused_at_the_start(tmp_path: Path) -> None:
+    wrong = {"groups": [{"match": "layers:7", "learning_rate": 0.5}]}
+    directory = RunDirectory(tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"small\.yaml: training\.groups\.0\.match: 'layers:7' matches no parameter"):
+        begin(loaded(tmp_path, training=wrong), directory, "the-run")
+    assert not directory.holds_run
+    directory.close()
+
+
+def test_settings_that_choose_nothing_of_the_model_are_refused_when_a_run_is_resumed(run: Path) -> None:
+    wrong = "training_overrides=[{clients: [p], set: {unfreeze: [{epoch: 0, open: adapters}]}}]"
+    with (
+        pytest.raises(ConfigError, match=r"training_overrides\.0\.set\.unfreeze\.0\.open: 'adapters'"),
+        resumed(run, wrong),
+    ):
+        pass
+    with resumed(run) as start:
+        assert_version(start, run, 3)
+
+
 def test_equal_configurations_begin_with_equal_models(tmp_path: Path) -> None:
     hashes = set()
     for name in ("one", "other"):
