@@ -104,7 +104,7 @@ def check_overrides(
 def check_selectors(
     base: TrainSettings, overrides: Sequence[TrainingOverride], blueprint: Blueprint, source: str
 ) -> None:
-    """Refuse selectors of `training` and its overrides that mean nothing in a model, and tasks with nothing to train.
+    """Refuse selectors and task names of `training` and its overrides that mean nothing, and tasks without training.
 
     Args:
         base: the run's settings.
@@ -117,7 +117,7 @@ def check_selectors(
     """
     _check_settings(base, "training", blueprint, blueprint.tasks, source)
     for number, override in enumerate(overrides):
-        if override.set.keys() & {"groups", "unfreeze"}:
+        if override.set.keys() & {"groups", "unfreeze", "loss_weights"}:
             settings, tasks = changed(base, override.set), override.tasks or blueprint.tasks
             _check_settings(settings, f"training_overrides.{number}.set", blueprint, tasks, source)
 
@@ -131,6 +131,10 @@ def _check_settings(
         except ConfigError as error:
             raise ConfigError(f"{source}: {where}.{key}: {error}") from error
 
+    if unknown := sorted(set(settings.loss_weights) - set(blueprint.tasks)):
+        raise ConfigError(
+            f"{source}: {where}.loss_weights: no such task {unknown}; configured are {sorted(blueprint.tasks)}"
+        )
     for number, group in enumerate(settings.groups):
         specs = chosen(f"groups.{number}.match", group.match)
         if group.weight_decay is not None and not any(map(can_decay, specs)):

@@ -176,3 +176,11 @@ def test_a_selector_that_means_nothing_is_named_by_its_key(training: dict[str, A
     assert words in str(raised.value)
     with pytest.raises(ConfigError, match=r"my\.yaml: training_overrides\.1\.set\."):
         check(overrides({"clients": ["a"], "set": {"batch_size": 2}}, {"clients": ["a"], "set": training}))
+
+
+def test_a_loss_weight_of_no_task_is_named() -> None:
+    check(loss_weights={"sst2": 2.0})
+    with pytest.raises(ConfigError, match=r"my\.yaml: training\.loss_weights: no such task \['sts2'\]"):
+        check(loss_weights={"sst2": 2.0, "sts2": 1.0})
+    with pytest.raises(ConfigError, match=r"training_overrides\.0\.set\.loss_weights: no such task"):
+        check(overrides({"clients": ["a"], "set": {"loss_weights": {"x": 1.0}}}))
