@@ -106,7 +106,9 @@ class LocalWorkload:
         """Metrics of the received values on the validation rows."""
         settings = self._settings_of(work)
         values = {slot: decode(header, payload) for slot, (header, payload) in received.items()}
-        results = self._doing(lambda: self._ready().evaluate(slice_, values, settings, cancelled, work.round))
+        results = self._doing(
+            lambda: self._ready().evaluate(slice_, values, settings, cancelled, work.round, work.counted)
+        )
         return {
             task: TaskEvaluation(metrics=dict(result.metrics), loss=result.loss, examples=result.examples)
             for task, result in results.items()
@@ -132,6 +134,7 @@ class LocalWorkload:
                 self._client_id,
                 report,
                 cancelled,
+                work.counted,
             )
         )
         tensors = [encode(slot, delta, allow_rows=True) for slot, delta in result.deltas.items()]

@@ -68,14 +68,19 @@ class ClientMemory:
         """What is known now."""
         return self._kept[max(self._kept)].memory if self._kept else Memory()
 
-    def before(self, number: int) -> Memory:
+    def before(self, number: int, counted: int | None = None) -> Memory:
         """What was known before a round was trained.
+
+        Args:
+            number: the round.
+            counted: the newest round of which the server has taken this client's update, 0 for none. Rounds after it
+                are in no model, so what was remembered of them does not count either. None: all count.
 
         A server that lost versions may repeat rounds from further back than is remembered here. Then the oldest memory
         there is stands in, which is logged.
         """
-        start = self._start(number)
-        if self._lost(number):
+        start = self._start(number, counted)
+        if self._lost(number, start):
             oldest = min(self._kept)
             log.warning(
                 "round %d is done again, and what was remembered before it is no longer kept: it starts from what was "
@@ -85,17 +90,22 @@ class ClientMemory:
             return self._kept[oldest].memory
         return self._kept[start].memory if start else Memory()
 
-    def keep(self, number: int, memory: Memory) -> bool:
+    def keep(self, number: int, memory: Memory, counted: int | None = None) -> bool:
         """Remember after a round; later rounds, if there were any, are forgotten.
+
+        Args:
+            number: the round.
+            memory: what is known after it.
+            counted: as it was for `before`.
 
         Returns:
             whether all that is remembered outlives this process. Nothing to remember always does.
         """
-        start = self._start(number)
+        start = self._start(number, counted)
         if not memory and not self._kept:
             return True
         kept = {known: self._kept[known] for known in (start,) if known} | {
-            number: Remembered(memory, -1 if self._lost(number) else start)
+            number: Remembered(memory, -1 if self._lost(number, start) else start)
         }
         gone, self._kept = self._kept.keys() - kept.keys(), kept
         if self._folder is None:
@@ -108,14 +118,15 @@ class ClientMemory:
             self._on_disk -= gone
         return kept.keys() <= self._on_disk
 
-    def _start(self, number: int) -> int:
-        """The newest round before this one that is remembered; 0 for none."""
-        return max((known for known in self._kept if known < number), default=0)
+    def _start(self, number: int, counted: int | None) -> int:
+        """The newest round before this one that is remembered and counts; 0 for none."""
+        last = number - 1 if counted is None else min(number - 1, counted)
+        return max((known for known in self._kept if known <= last), default=0)
 
-    def _lost(self, number: int) -> bool:
+    def _lost(self, number: int, start: int) -> bool:
         """Whether this round, or one that follows it here, was trained from a memory that is no longer kept."""
         later = [known for known in self._kept if known >= number]
-        return bool(later) and self._kept[min(later)].start != self._start(number)
+        return bool(later) and self._kept[min(later)].start != start
 
 
 def resident(memory: Memory, slot: Slot, tasks: frozenset[str]) -> Tensor | None:

@@ -6,6 +6,7 @@ the same bits on the same machine with the same number of threads.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +31,7 @@ from client.slot_model import SlotModel
 from client.tally import Progress, Tally, TaskReport
 from client.time_budget import TimeBudget
 from client.unfreezing import openings
-from common.control_variates import control_slots, without_controls
+from common.control_variates import control_slots, is_control, without_controls
 from common.errors import PlanError
 from common.metrics import Evaluation
 from common.plan import Slice, Slot
@@ -51,6 +52,7 @@ __all__ = [
     "TrainingDiverged",
 ]
 
+log = logging.getLogger("fedmtl.client")
 #: Torch has one random stream, one thread count and one determinism switch per process, so work takes turns.
 _TURN = threading.Lock()
 
@@ -117,6 +119,7 @@ class LocalTrainer:
         settings: TrainSettings,
         cancelled: threading.Event | None = None,
         before_round: int | None = None,
+        counted: int | None = None,
     ) -> dict[str, Evaluation]:
         """Results of the given values on the client's validation data, for each task that has some.
 
@@ -126,6 +129,7 @@ class LocalTrainer:
             settings: batch size, precision, threads.
             cancelled: checked before every batch.
             before_round: the client's own slots have the values from which it trains this round; None: those of now.
+            counted: with it, see `ClientMemory.before`.
 
         Raises:
             PlanError: slice or values don't fit the family.
@@ -134,7 +138,7 @@ class LocalTrainer:
         """
         with _TURN, threads(settings.threads), deterministic(settings.deterministic):
             model = self._bind(slice_)
-            memory = self._memory.latest() if before_round is None else self._memory.before(before_round)
+            memory = self._memory.latest() if before_round is None else self._memory.before(before_round, counted)
             return self._evaluated(model, _with_residents(model, values, memory), settings, cancelled)
 
     def train(
@@ -147,6 +151,7 @@ class LocalTrainer:
         client_id: str,
         progress: Callable[[Progress], None],
         cancelled: threading.Event,
+        counted: int | None = None,
     ) -> LocalResult:
         """Train the slice for one round.
 
@@ -159,6 +164,7 @@ class LocalTrainer:
             client_id: with seed and round it determines every random choice.
             progress: called before the first step, after the last, and about twice a second between.
             cancelled: checked before every step.
+            counted: the newest round of which the server has taken this client's update, see `ClientMemory.before`.
 
         Raises:
             PlanError: slice or values don't fit the family, or nothing in the slice may be trained, or at its beginning
@@ -168,7 +174,8 @@ class LocalTrainer:
         """
         with _TURN, threads(settings.threads), deterministic(settings.deterministic):
             model = self._bind(slice_)
-            memory = self._memory.before(position.round)
+            memory = self._memory.before(position.round, counted)
+            _tell_of_lost_memory(slice_, memory, counted)
             received = _with_residents(model, values, memory)
             trainable = [task for task in model.tasks if model.trained_by(frozenset({task}))]
             if not trainable:
@@ -200,7 +207,7 @@ class LocalTrainer:
             _require_finite(deltas, own, position)
             numbers = {**memory.numbers, **objective.numbers(reports)}
             now = Memory({**memory.tensors, **residents(own)}, numbers)
-            return LocalResult(deltas, reports, self._memory.keep(position.round, now))
+            return LocalResult(deltas, reports, self._memory.keep(position.round, now, counted))
 
     def _evaluated(
         self,
@@ -296,6 +303,17 @@ def _corrections(
         return corrections, None
     controls = ControlVariates(model, pairs, received, memory, settings)
     return [*corrections, controls], controls
+
+
+def _tell_of_lost_memory(slice_: Slice, memory: Memory, counted: int | None) -> None:
+    """Say so where a client that has taken part begins again from nothing."""
+    remembers = any(slot.residence == "client" or is_control(slot.spec) for slot in slice_.slots)
+    if remembers and counted and not memory:
+        log.warning(
+            "the server has counted this client's update of round %d, of which nothing is remembered here (another "
+            "--state-dir?): what stays on this client begins anew, from the server's first values",
+            counted,
+        )
 
 
 def _with_residents(model: SlotModel, values: Mapping[str, Tensor], memory: Memory) -> Mapping[str, Tensor]:

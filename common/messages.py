@@ -395,9 +395,11 @@ class Work(WireModel):
         evaluate: report metrics of this version first.
         training: how to train (`common.training.TrainSettings` as plain data); None for evaluation only.
         evaluation_settings: the same settings for work that is evaluation only; None otherwise.
+        counted: the newest round of which the server has taken an update of this client, 0 for none: what the client
+            remembers of rounds after it never happened. None: it does not say.
         deadline_s: seconds after which the server stops waiting; None without a deadline.
         stream: id of the chunk stream.
-        tensors: one header per travelling slot of the slice, in slice order.
+        tensors: one header per slot of the slice, in slice order.
     """
 
     type: Literal["work"] = "work"
@@ -411,6 +413,7 @@ class Work(WireModel):
     evaluate: bool
     training: Free | None = None
     evaluation_settings: Free | None = None
+    counted: Round | None = None
     deadline_s: Seconds | None = None
     stream: U32
     tensors: Items[TensorHeader]

@@ -235,6 +235,10 @@ class Coordinator:
             return ("wanted", "", "")
         return ("refused", "stale_round", f"round {round_id} is over")
 
+    def counted(self, client_id: str) -> int:
+        """The newest round of which a client's update was taken, 0 for none."""
+        return self._counted.get(client_id, 0)
+
     @property
     def counts_in(self) -> int:
         """The round in which an update that is accepted now counts."""

@@ -331,6 +331,7 @@ class Federation:
             evaluate=command.evaluate,
             training=settings if command.train else None,
             evaluation_settings=None if command.train else settings,
+            counted=self.decisions.counted(command.client_id),
             deadline_s=self.config.federation.round_deadline_s,
             stream=0,
             tensors=(),

@@ -123,6 +123,7 @@ def federate(
     rounds: int,
     correction: Correction = "none",
     cohorts: Sequence[str] = (),
+    missed: Mapping[int, str] | None = None,
 ) -> list[float]:
     """The slope after each round.
 
@@ -132,6 +133,7 @@ def federate(
         rounds: how many.
         correction: the federated method.
         cohorts: the letters of those that take part, by turns; left out: everybody.
+        missed: round to the letters of those whose update comes too late to count.
     """
     family = LineFamily()
     plan = initial_plan("mtl", family.blueprint(), correction=correction)
@@ -140,7 +142,7 @@ def federate(
         name: LocalTrainer(family, {TASK: TaskData(Rows(c.x, c.y, c.count))}, choose_device("cpu"))
         for name, c in clients.items()
     }
-    slice_, found = plan.slice([TASK]), []
+    slice_, found, counted = plan.slice([TASK]), [], dict.fromkeys(clients, 0)
     for number in range(1, rounds + 1):
         cohort = cohorts[number % len(cohorts)] if cohorts else "".join(clients)
         updates, done = [], {}
@@ -149,7 +151,11 @@ def federate(
                 *(slice_, model.values, clients[name].settings, Position(number, rounds), 0, name),
                 lambda _: None,
                 threading.Event(),
+                counted[name],
             )
+            if name in (missed or {}).get(number, ""):
+                continue
+            counted[name] = number
             report = result.reports[TASK]
             examples = {TASK: report.num_examples}
             updates.append(spooled(folder / str(number), name, number, result.deltas, examples))
@@ -161,12 +167,12 @@ def federate(
         reduce_round(
             model,
             updates,
-            {name: {TASK: done[name][TASK].num_examples} for name in cohort},
+            {name: {TASK: did[TASK].num_examples} for name, did in done.items()},
             "uniform",
             AggregatorChoice.of(AggregationConfig()),
             reweigh=reweighing(
                 correction,
-                {name: clients[name].settings for name in cohort},
+                {name: clients[name].settings for name in done},
                 done,
                 dict.fromkeys(clients, frozenset({TASK})),
             ),

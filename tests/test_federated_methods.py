@@ -37,6 +37,13 @@ def test_scaffold_finds_it_with_some_clients_at_a_time_and_unequal_data(tmp_path
     assert max(abs(value - best) for value in plain[-3:]) > 0.1
 
 
+def test_scaffold_is_not_led_astray_by_updates_that_were_not_counted(tmp_path: Path) -> None:
+    """A client trains, and the round closes without it: its control variate is what the server knows of it."""
+    best = joint_optimum([FLAT, STEEP])
+    found = federate(tmp_path, PAIR, 24, "scaffold", missed={1: "b", 4: "a"})
+    assert found[-1] == pytest.approx(best, abs=1e-2)
+
+
 def test_fednova_is_true_to_the_objective_where_averaging_follows_whoever_takes_more_steps(tmp_path: Path) -> None:
     """As many examples each, in 2 and in 16 steps: to first order both should pull alike."""
     slow = with_settings(Line(1.0, 0.0, 16), batch_size=16, local_steps=2, learning_rate=4e-3)

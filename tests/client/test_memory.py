@@ -38,6 +38,20 @@ def test_a_round_done_again_starts_from_what_was_known_before_it() -> None:
     assert memory.before(1) == Memory()
 
 
+def test_a_round_that_was_not_counted_has_not_happened() -> None:
+    memory = ClientMemory()
+    first, lost, third = (Memory(numbers={"x": value}) for value in (1.0, 2.0, 3.0))
+    memory.keep(1, first, 0)
+    memory.keep(2, lost, 1)
+    assert memory.before(3, 2) is lost
+    assert memory.before(3, 1) is first
+    assert memory.before(3, 0) == Memory(), "the server counts none at all"
+    memory.keep(3, third, 1)
+    assert memory.before(3, 1) is first, "also when it is done again"
+    assert memory.before(4, 3) is third
+    assert memory.before(4, 1) is first
+
+
 def test_a_resident_slot_is_found_by_any_of_its_tasks_when_the_plan_changes() -> None:
     joint = Memory(residents({BOTH: ONE}))
     assert resident(joint, ONLY_A, USERS) is ONE
