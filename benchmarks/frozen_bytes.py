@@ -22,17 +22,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final, Literal
-from unittest.mock import patch
+from typing import Any, Final
 
 import yaml
 
-from common.blueprint import Blueprint
 from common.plan import SharingPlan
-from common.selectors import select
-from server.__main__ import app
-from server.strategy import initial_plan
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 TASKS: Final = ("sst2", "qqp", "stsb")
@@ -46,20 +42,7 @@ ROUNDS: Final = 4
 PATIENCE_S: Final = 120.0
 
 
-def serve(arguments: list[str]) -> None:
-    """Be a server whose first plan is frozen by the selectors in ``FREEZE``."""
-    chosen = tuple(os.environ["FREEZE"].split(",")) if os.environ["FREEZE"] else ()
-
-    def frozen_plan(mode: Literal["mtl", "per_task"], blueprint: Blueprint) -> SharingPlan:
-        plan = initial_plan(mode, blueprint)
-        names = select(chosen, blueprint.parameters)
-        return plan.freeze(slot.id for slot in plan.slots if slot.parameter in names)
-
-    with patch("server.start.initial_plan", frozen_plan):
-        app(arguments)
-
-
-def configuration(width: int) -> dict[str, Any]:
+def configuration(width: int, frozen: Sequence[str]) -> dict[str, Any]:
     """The server's configuration."""
     shape = {"num_hidden_layers": 12, "num_attention_heads": 12, "vocab_size": 30_522, "max_position_embeddings": 512}
     encoder = {"model_type": "bert", "hidden_size": width, "intermediate_size": 4 * width, **shape}
@@ -73,6 +56,7 @@ def configuration(width: int) -> dict[str, Any]:
             "pooling": "cls",
         },
         "tasks": {task: {"use": task, "data": {"synthetic": task}} for task in TASKS},
+        "freezing": {"freeze": list(frozen)},
     }
 
 
@@ -87,15 +71,15 @@ class Scenario:
 
     def __init__(self, name: str, folder: Path, width: int) -> None:
         self.run_dir, self._state, self._log = folder / "run", folder / "state", folder / "log"
-        self._environment = {**os.environ, "HF_HUB_OFFLINE": "1", "FREEZE": ",".join(SCENARIOS[name])}
-        (folder / "config.yaml").write_text(yaml.safe_dump(configuration(width)))
+        self._environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+        (folder / "config.yaml").write_text(yaml.safe_dump(configuration(width, SCENARIOS[name])))
         self._config = folder / "config.yaml"
         self._processes: list[subprocess.Popen[str]] = []
 
     def run(self) -> dict[str, Any]:
         """Run it to the end; figures from the run's history."""
         try:
-            words = ["benchmarks.frozen_bytes", "serve", "--config", str(self._config), "--run-dir", str(self.run_dir)]
+            words = ["server", "--config", str(self._config), "--run-dir", str(self.run_dir)]
             federation = self._start(*words, stdout=subprocess.PIPE)
             assert federation.stdout is not None
             line = federation.stdout.readline()
@@ -168,9 +152,6 @@ class Scenario:
 
 def main() -> None:
     """Run and print."""
-    if sys.argv[1:2] == ["serve"]:
-        serve(sys.argv[2:])
-        return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--width", type=int, default=120, help="hidden size, a multiple of 12")
     arguments = parser.parse_args()

@@ -55,9 +55,7 @@ def _sampler(*sets: str) -> Variant:
     return Variant(sets, TOGETHER, (500, 2000, 1000))
 
 
-STAGES: Final = (
-    "[{from_round: 1, open: [heads]}, {from_round: 3, open: [upper, pooler]}, {from_round: 5, open: [everything]}]"
-)
+STAGES: Final = "[{from_round: 1, open: [heads]}, {from_round: 3, open: [upper]}, {from_round: 5, open: [everything]}]"
 VARIANTS: Final[Mapping[str, Variant]] = {
     "freezing/none": Variant(),
     "freezing/everything": Variant(["freezing.freeze=[everything]"]),

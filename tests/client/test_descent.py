@@ -6,6 +6,7 @@ import itertools
 import math
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
@@ -61,9 +62,9 @@ def one_round(
     values: dict[str, Tensor],
     settings: TrainSettings,
     number: int = 1,
-    clock: Callable[[], float] | None = None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> LocalResult:
-    trainer = LocalTrainer(family, data, choose_device("cpu"), **({} if clock is None else {"clock": clock}))
+    trainer = LocalTrainer(family, data, choose_device("cpu"), clock=clock)
     position = Position(number, ROUNDS)
     return trainer.train(
         slice_of(family), values, settings, position, 3, "c", lambda _: None, threading.Event()

@@ -253,7 +253,6 @@ class Programs:
         ready: bool = True,
         failpoint: str = "",
         environment: Mapping[str, str] | None = None,
-        module: str = "server",
     ) -> Server:
         """Start a server on any free port and wait until it is ready.
 
@@ -264,13 +263,12 @@ class Programs:
             ready: False returns at once.
             failpoint: armed in it.
             environment: further environment variables.
-            module: a test's own variant of the program.
         """
         words = [*arguments, "--run-dir", str(run_dir or self.folder / "run")]
         if config is not None:
             words += ["--config", str(self.write_config(config))]
         server = Server(
-            module,
+            "server",
             words,
             self._log("server"),
             as_command=self.as_commands,

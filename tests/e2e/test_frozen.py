@@ -1,7 +1,4 @@
-"""With 2 of 12 layers open what is frozen travels once, whatever is killed; the ledger has every byte.
-
-A server process whose first plan is frozen by selectors (`tests.e2e.frozen_server`) and real client processes.
-"""
+"""With 2 of 12 layers open what is frozen travels once, whatever is killed; the ledger has every byte."""
 
 from __future__ import annotations
 
@@ -26,22 +23,15 @@ from tests.e2e.configs import small
 from tests.e2e.peers import MadeUpWork, peer, replaced, see_through, work_done
 from tests.e2e.programs import PATIENCE_S, Programs, Server
 
-FREEZE = "embeddings,layers:0-9"
 CLIENTS = ("sst2_client", "qqp_client")
-TWELVE: dict[str, Any] = {"model": {"encoder": {"config": {"num_hidden_layers": 12}}}}
-CONFIG = small(["sst2", "qqp"], run={"rounds": 3}, federation={"min_clients": 2, "rejoin_grace_s": 60.0}, **TWELVE)
+TWELVE: dict[str, Any] = {
+    "model": {"encoder": {"config": {"num_hidden_layers": 12}}},
+    "freezing": {"freeze": ["embeddings", "layers:0-9"]},
+}
+CONFIG = small(
+    ["sst2", "qqp"], run={"rounds": 3}, federation={"min_clients": 2, "rejoin_grace_s": 60.0}, **TWELVE, **FREEZING
+)
 ALONE = small(["sst2"], run={"rounds": 2}, federation={"min_clients": 1}, **TWELVE)
-
-
-def frozen_server(programs: Programs, *arguments: str, failpoint: str = "", config: Any = CONFIG) -> Server:  # noqa: ANN401
-    """A server with 2 of 12 layers open."""
-    return programs.server(
-        config,
-        *arguments,
-        failpoint=failpoint,
-        environment={"FEDMTL_TEST_FREEZE": FREEZE},
-        module="tests.e2e.frozen_server",
-    )
 
 
 def nbytes(slot: Slot) -> int:
@@ -86,7 +76,7 @@ def cached(programs: Programs) -> list[Path]:
 
 def test_frozen_slots_travel_once_though_client_and_server_are_killed(programs: Programs) -> None:
     # The fifth update is the first of round 3: it is on disk then, and not acknowledged.
-    server = frozen_server(programs, failpoint="update.counted=kill@5")
+    server = programs.server(CONFIG, failpoint="update.counted=kill@5")
     plan = plan_of(server)
     frozen = {slot.id for slot in plan.slots if slot.frozen}
     assert len({plan.by_id[slot].spec.group for slot in frozen}) == 11
@@ -95,7 +85,7 @@ def test_frozen_slots_travel_once_though_client_and_server_are_killed(programs: 
     assert killed.wait() == -9
     again = programs.client(server, "sst2_client")
     assert server.wait() == -9
-    resumed = frozen_server(programs, "--resume", "--set", f"server.port={server.url.rpartition(':')[2]}", config=None)
+    resumed = programs.server(None, "--resume", "--set", f"server.port={server.url.rpartition(':')[2]}")
     assert [program.wait() for program in (other, again, resumed)] == [0, 0, 0]
 
     once = {"sst2": 1, "qqp": 1}
@@ -114,7 +104,7 @@ def test_frozen_slots_travel_once_though_client_and_server_are_killed(programs: 
 async def test_a_value_that_is_altered_on_the_disk_is_sent_again_and_no_other(
     programs: Programs, caplog: pytest.LogCaptureFixture
 ) -> None:
-    server = frozen_server(programs, config=ALONE)
+    server = programs.server(ALONE)
     plan = plan_of(server)
     frozen = FrozenValues(programs.state_dir)
     first = load_file(server.run_dir / "model" / "round-00000.safetensors")
@@ -138,7 +128,7 @@ async def test_a_value_that_is_altered_on_the_disk_is_sent_again_and_no_other(
 
 
 async def test_the_api_shows_bytes_by_slot_and_refuses_what_is_frozen(programs: Programs) -> None:
-    server = frozen_server(programs, config=ALONE)
+    server = programs.server(ALONE)
     plan = plan_of(server)
     frozen = next(slot for slot in plan.slots if slot.frozen)
     async with peer(server.address) as client, httpx.AsyncClient(base_url=server.url, trust_env=False) as http:
