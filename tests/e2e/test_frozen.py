@@ -28,9 +28,7 @@ TWELVE: dict[str, Any] = {
     "model": {"encoder": {"config": {"num_hidden_layers": 12}}},
     "freezing": {"freeze": ["embeddings", "layers:0-9"]},
 }
-CONFIG = small(
-    ["sst2", "qqp"], run={"rounds": 3}, federation={"min_clients": 2, "rejoin_grace_s": 60.0}, **TWELVE, **FREEZING
-)
+CONFIG = small(["sst2", "qqp"], run={"rounds": 3}, federation={"min_clients": 2, "rejoin_grace_s": 60.0}, **TWELVE)
 ALONE = small(["sst2"], run={"rounds": 2}, federation={"min_clients": 1}, **TWELVE)
 
 
