@@ -36,7 +36,8 @@ def version(server: Server, number: int) -> Any:  # noqa: ANN401  # a model
 
 async def test_norms_cross_the_wire_once_and_are_trained_where_they_live(programs: Programs) -> None:
     """FedBN: a real client trains beside a bare one that sees what the server sends and takes."""
-    config = small(["sst2", "qqp"], federation={"min_clients": 2, "resident": ["norms"], "evaluate": "cohort"})
+    rules = {"min_clients": 2, "resident": ["norms"], "evaluate": "cohort", "rejoin_grace_s": 0.0}
+    config = small(["sst2", "qqp"], federation=rules)
     server = programs.server(config)
     real = programs.client(server, "sst2_client")
     async with peer(server.address) as bare:
