@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from client.dropout import DropoutStream, use_stream
 from common.errors import PlanError
 from common.plan import Slice, Slot
 
@@ -48,6 +49,7 @@ class SlotModel:
         check_slice(family, slice_, tasks)
         self.tasks = tuple(tasks)
         self.device = device
+        self.dropout = DropoutStream()
         self.slots = {slot.id: slot for slot in slice_.slots if slot.tasks & set(tasks)}
         self._tensors: dict[str, Tensor] = {}
         self.replicas = tuple(
@@ -148,6 +150,7 @@ class SlotModel:
                 setattr(module.get_submodule(owner), leaf, shared)
         if left := [name for name in names if isinstance(_tensor_at(module, name), nn.Parameter)]:
             raise PlanError(f"the slice has no slot for parameters {left} of the model built for {list(group)}")
+        use_stream(module, self.dropout)
         return Replica(group, module)
 
 

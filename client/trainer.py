@@ -157,9 +157,9 @@ class LocalTrainer:
             batches = round_batches(lengths, settings, position, seed, client_id)
             total = round_steps(settings, {task: len(rows) for task, rows in lengths.items()})
 
-            with dropout_stream(
-                self._device, derive_seed(seed, "round", position.round, "client", client_id, "dropout")
-            ):
+            dropout_seed = derive_seed(seed, "round", position.round, "client", client_id, "dropout")
+            model.dropout.restart(dropout_seed)
+            with dropout_stream(self._device, dropout_seed):
                 objective = Objective(model, self._family, self._data, settings)
                 tally = Tally(position, total, progress)
                 reports = descend(model, objective, batches, total, settings, position, tally, cancelled)

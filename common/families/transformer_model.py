@@ -14,6 +14,7 @@ from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedConfig
 
 from common.errors import ConfigError, ProtocolError
 from common.families.base import MultiTaskModel
+from common.families.bert_forward import bert_forward, written_out
 from common.families.heads import HeadSpec, build_heads
 from common.families.pooling import Pooling, pool
 from common.strict_model import StrictModel
@@ -51,6 +52,7 @@ class TransformerModel(MultiTaskModel):
         self.heads = heads
         self._pooling = description.pooling
         self._pooler = description.pooler
+        self._written_out = written_out(encoder)
         self._regressions = {task for task, spec in description.heads.items() if spec.regression}
 
     def forward(self, task: str, batch: Mapping[str, Tensor]) -> Tensor:
@@ -58,14 +60,18 @@ class TransformerModel(MultiTaskModel):
 
         `batch` holds input_ids, attention_mask and, where the encoder takes them, token_type_ids, each (B, L).
         """
-        outputs = self.encoder(**batch)
-        pooled = (
-            outputs.pooler_output
-            if self._pooler
-            else pool(outputs.last_hidden_state, batch["attention_mask"], self._pooling)
-        )
+        tokens, of_pooler = self._encode(batch)
+        pooled = of_pooler if self._pooler else pool(tokens, batch["attention_mask"], self._pooling)
         logits: Tensor = self.heads[task](pooled)
         return logits.squeeze(-1) if task in self._regressions else logits
+
+    def _encode(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """The last layer's token vectors (of the first token alone where only that is pooled), the pooler's output."""
+        if self._written_out:
+            tokens, of_pooler = bert_forward(self.encoder, batch, first_only=self._pooling == "cls")
+            return tokens, tokens if of_pooler is None else of_pooler
+        outputs = self.encoder(**batch)
+        return outputs.last_hidden_state, outputs.pooler_output if self._pooler else outputs.last_hidden_state
 
 
 def assemble(description: TransformerDescription, tasks: Sequence[str]) -> TransformerModel:
