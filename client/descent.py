@@ -15,6 +15,7 @@ from client.objective import Objective
 from client.optimizer import build_optimizer, set_learning_rate
 from client.slot_model import SlotModel
 from client.tally import Tally, TaskReport
+from client.vocabulary import CompactVocabulary
 from common.failpoints import failpoint
 from common.training import Position, TrainSettings, learning_rate_factor
 
@@ -29,6 +30,7 @@ def descend(
     tally: Tally,
     cancelled: threading.Event,
     corrections: Sequence[Correction] = (),
+    vocabulary: CompactVocabulary | None = None,
 ) -> dict[str, TaskReport]:
     """Train the model in place.
 
@@ -42,6 +44,7 @@ def descend(
         tally: counts and reports.
         cancelled: checked before every step.
         corrections: change each step's gradients before they are clipped, in this order.
+        vocabulary: the embedding rows that take part, where not all do.
 
     Raises:
         TrainingCancelled: `cancelled` was set.
@@ -50,6 +53,8 @@ def descend(
     slots = {i: slot for i, slot in model.trained_by(frozenset(model.tasks)).items() if i in model.parameter_slots}
     optimizer = build_optimizer(model, slots, settings)
     parameters = [model.parameter(slot_id) for slot_id in slots]
+    if vocabulary is not None:
+        vocabulary.begin(optimizer)
 
     tally.report()
     for step, batch in enumerate(batches):
@@ -60,6 +65,8 @@ def descend(
         began = time.perf_counter()
         set_learning_rate(optimizer, settings.learning_rate * learning_rate_factor(settings, position, step, total))
         optimizer.zero_grad(set_to_none=True)
+        if vocabulary is not None:
+            vocabulary.admit(batch)
         losses = objective.backward(batch)
         for correction in corrections:
             correction.apply()

@@ -7,7 +7,7 @@ same `nn.Parameter` in both, so both tasks train it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -59,7 +59,7 @@ class SlotModel:
         self._trains = {task: frozenset(s.id for s in self.slots.values() if task in s.trained_by) for task in tasks}
         self._active: frozenset[str] | None = None
 
-    def load(self, values: Mapping[str, Tensor], *, training: bool) -> None:
+    def load(self, values: Mapping[str, Tensor], *, training: bool, in_place: Container[str] = ()) -> None:
         """Give every slot its value and put the modules into training or evaluation mode.
 
         The values themselves are never written to. For training, slots that may change get a copy on the device;
@@ -68,6 +68,8 @@ class SlotModel:
         Args:
             values: slot id to value; may hold more than this model's slots.
             training: which mode.
+            in_place: slots that are read in place although they may change; who asks for it gives their
+                parameters other memory before the first step.
 
         Raises:
             PlanError: a slot has no value, or one of another shape or dtype.
@@ -84,7 +86,7 @@ class SlotModel:
             tensor = self._tensors[slot_id]
             # Buffers are written to by the forward pass (running means) even where no task trains them.
             changes = training and (bool(slot.trained_by & set(self.tasks)) or slot.spec.kind == "buffer")
-            tensor.data = value.detach().to(self.device, copy=changes)
+            tensor.data = value.detach().to(self.device, copy=changes and slot_id not in in_place)
             tensor.grad = None
         for replica in self.replicas:
             replica.module.train(training)

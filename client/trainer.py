@@ -23,6 +23,7 @@ from client.memory import ClientMemory, Memory, resident, residents
 from client.objective import Objective
 from client.slot_model import SlotModel
 from client.tally import Progress, Tally, TaskReport
+from client.vocabulary import CompactTable, CompactVocabulary, compactable
 from common.errors import PlanError
 from common.metrics import Evaluation
 from common.plan import Slice, Slot
@@ -61,7 +62,8 @@ class LocalResult:
     Attributes:
         deltas: slot id to trained value minus received value, float32 on the CPU, all finite; exactly the
             travelling slots that a task in `reports` may train. Rows of an embedding table that no example touched
-            are exactly zero.
+            are exactly zero; of a table that was kept compact the others come as a sparse tensor, coalesced, with
+            one sparse dimension.
         reports: the tasks that took at least one step (with fewer steps than tasks, not all do).
     """
 
@@ -148,11 +150,13 @@ class LocalTrainer:
             model = self._bind(slice_)
             memory = self._memory.before(position.round)
             received = _with_residents(model, values, memory)
-            model.load(received, training=True)
-
             trainable = [task for task in model.tasks if model.trained_by(frozenset({task}))]
             if not trainable:
                 raise PlanError(f"no slot of the slice may be trained by the client's tasks {sorted(self._data)}")
+            by_rows = compactable(self._family, model, self._data, trainable) if settings.compact_vocabulary else {}
+            model.load(received, training=True, in_place={slot.id for slot in by_rows.values()})
+            vocabulary = CompactVocabulary(by_rows, model, received, self._data)
+
             lengths = {task: self._data[task].train.lengths for task in trainable}
             batches = round_batches(lengths, settings, position, seed, client_id)
             total = round_steps(settings, {task: len(rows) for task, rows in lengths.items()})
@@ -160,10 +164,12 @@ class LocalTrainer:
             dropout_seed = derive_seed(seed, "round", position.round, "client", client_id, "dropout")
             model.dropout.restart(dropout_seed)
             with dropout_stream(self._device, dropout_seed):
-                objective = Objective(model, self._family, self._data, settings)
+                objective = Objective(model, self._family, vocabulary.data(), settings)
                 tally = Tally(position, total, progress)
-                reports = descend(model, objective, batches, total, settings, position, tally, cancelled)
-            deltas, own = _changes(model, received, frozenset(reports), position)
+                reports = descend(
+                    model, objective, batches, total, settings, position, tally, cancelled, vocabulary=vocabulary
+                )
+            deltas, own = _changes(model, received, frozenset(reports), position, vocabulary.tables)
             self._memory.keep(position.round, Memory({**memory.tensors, **residents(own)}, memory.numbers))
             return LocalResult(deltas, reports)
 
@@ -179,7 +185,11 @@ class LocalTrainer:
 
 
 def _changes(
-    model: SlotModel, received: Mapping[str, Tensor], tasks: frozenset[str], position: Position
+    model: SlotModel,
+    received: Mapping[str, Tensor],
+    tasks: frozenset[str],
+    position: Position,
+    tables: Mapping[str, CompactTable],
 ) -> tuple[dict[str, Tensor], dict[Slot, Tensor]]:
     """Deltas of the travelling slots that these tasks trained, and the new values of the client's own slots.
 
@@ -189,17 +199,25 @@ def _changes(
     deltas: dict[str, Tensor] = {}
     own: dict[Slot, Tensor] = {}
     for slot_id, slot in model.trained_by(tasks).items():
+        if slot_id in tables:
+            value = deltas[slot_id] = tables[slot_id].delta()
+            _require_finite(slot_id, value._values(), position)
+            continue
         value = model.take(slot_id)
         if slot.residence == "client":
             own[slot] = value
         else:
             value = deltas[slot_id] = value.sub_(received[slot_id])
-        if not bool(torch.isfinite(value).all()):
-            raise TrainingDiverged(
-                f"round {position.round}: slot {slot_id!r} is not finite after training. "
-                "Lower training.learning_rate, or set training.max_grad_norm."
-            )
+        _require_finite(slot_id, value, position)
     return deltas, own
+
+
+def _require_finite(slot_id: str, value: Tensor, position: Position) -> None:
+    if not bool(torch.isfinite(value).all()):
+        raise TrainingDiverged(
+            f"round {position.round}: slot {slot_id!r} is not finite after training. "
+            "Lower training.learning_rate, or set training.max_grad_norm."
+        )
 
 
 def _with_residents(model: SlotModel, values: Mapping[str, Tensor], memory: Memory) -> Mapping[str, Tensor]:

@@ -109,6 +109,7 @@ class Family(Protocol):
         name: as in the configuration's `model.family`.
         tasks: the specification of each task.
         feature_columns: input columns besides the tasks' text columns, for `load_examples(columns=...)`.
+        token_rows: parameters whose rows a batch's `input_ids` choose, and which nothing reads otherwise.
     """
 
     @property
@@ -119,6 +120,9 @@ class Family(Protocol):
 
     @property
     def feature_columns(self) -> tuple[str, ...]: ...
+
+    @property
+    def token_rows(self) -> tuple[str, ...]: ...
 
     def blueprint(self) -> Blueprint:
         """Every tensor that is shared or sent, once; a tied tensor under one name. Allocates no weights."""

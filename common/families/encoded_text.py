@@ -41,11 +41,7 @@ class EncodedText:
         Args:
             indices: (B,) row numbers, at least one.
         """
-        starts = self.offsets[indices]
-        lengths = self.offsets[np.asarray(indices) + 1] - starts
-        positions = np.arange(int(lengths.max()))
-        real = positions < lengths[:, None]
-        sources = (starts[:, None] + positions)[real]
+        real, sources = self._places(indices)
 
         def padded(flat: np.ndarray, fill: int) -> Tensor:
             block = np.full(real.shape, fill, dtype=np.int64)
@@ -56,3 +52,15 @@ class EncodedText:
         if self.type_ids is not None:
             batch["token_type_ids"] = padded(self.type_ids, 0)
         return batch
+
+    def tokens(self, indices: np.ndarray) -> np.ndarray:
+        """(T,) int32, the ids of these rows one after the other, without padding."""
+        return self.ids[self._places(indices)[1]]
+
+    def _places(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Where a padded block of these rows holds tokens, (B, L) bool, and their places in `ids`, (T,)."""
+        starts = self.offsets[indices]
+        lengths = self.offsets[np.asarray(indices) + 1] - starts
+        positions = np.arange(int(lengths.max()))
+        real = positions < lengths[:, None]
+        return real, (starts[:, None] + positions)[real]

@@ -123,6 +123,7 @@ class SharedBottomFamily:
     """See `common.families.base.Family`."""
 
     name = FAMILY
+    token_rows: tuple[str, ...] = ()
 
     def __init__(self, description: SharedBottomDescription, tasks: Mapping[str, TaskSpec]) -> None:
         self.tasks = dict(tasks)

@@ -28,6 +28,7 @@ from common.families.encoded_text import EncodedText
 from common.families.encoder_source import EncoderSource
 from common.families.heads import check_task_names, head_spec, initial_head_value
 from common.families.module_blueprint import blueprint_of, federated_tensors
+from common.families.token_rows import tables_of_tokens
 from common.families.tokenization import (
     TOKENIZER_CONFIG_JSON,
     TOKENIZER_JSON,
@@ -147,6 +148,13 @@ class TransformerFamily:
     def _blueprint(self) -> Blueprint:
         with torch.device("meta"):
             return blueprint_of(assemble(self._description, tuple(self.tasks)), FAMILY, tuple(self.tasks), group_of)
+
+    @cached_property
+    def token_rows(self) -> tuple[str, ...]:
+        """See `Family.token_rows`: the word embeddings, of encoders known to use token ids for nothing else."""
+        with torch.device("meta"):
+            encoder = new_encoder(encoder_config(self._description), pooler=self._description.pooler)
+        return tuple(f"encoder.{name}" for name in tables_of_tokens(encoder, self._description.pad_id))
 
     def build(self, tasks: Sequence[str]) -> TransformerModel:
         """See `Family.build`."""
