@@ -64,7 +64,8 @@ def descend(
             failpoint("client.training")
         began = time.perf_counter()
         set_learning_rate(optimizer, settings.learning_rate * learning_rate_factor(settings, position, step, total))
-        optimizer.zero_grad(set_to_none=True)
+        for parameter in parameters:
+            parameter.grad = None
         if vocabulary is not None:
             vocabulary.admit(batch)
         losses = objective.backward(batch)

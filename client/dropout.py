@@ -48,14 +48,22 @@ class StreamDropout(nn.Dropout):
         self._stream = stream
         self._level = min(round(p * _LEVELS), _LEVELS)
         self._scale = _LEVELS / max(1, _LEVELS - self._level)
+        self._known: dict[torch.dtype, tuple[Tensor, Tensor]] = {}
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # as in nn.Dropout
         """The input with some elements zero and the others scaled up."""
         if not self.training or self._level in (0, _LEVELS) or input.device.type != "cpu":
             return super().forward(input)
         kept = self._stream.draw(input.shape) >= self._level - _LEVELS // 2
-        scale = input.new_full((), self._scale)
-        return input * torch.where(kept, scale, torch.zeros_like(scale))
+        dropped, scaled = self._factors(input.dtype)
+        return input * torch.where(kept, scaled, dropped)
+
+    def _factors(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """What dropped and kept elements are multiplied with, scalars."""
+        known = self._known.get(dtype)
+        if known is None:
+            known = self._known[dtype] = (torch.zeros((), dtype=dtype), torch.full((), self._scale, dtype=dtype))
+        return known
 
 
 def use_stream(module: nn.Module, stream: DropoutStream) -> None:

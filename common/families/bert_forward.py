@@ -1,8 +1,8 @@
 """The forward pass of BERT encoders written out: transformers' arithmetic without what no result depends on.
 
 Where the first token stands for the text, the last layer's queries, attention output and feed-forward block are computed
-for that token alone: nothing reads the others, and they get no gradient either. With two layers that leaves out almost
-half of all products. What also goes is transformers' bookkeeping per call, masks for batches without padding, and
+for that token alone: nothing reads the others, and they get no gradient either; and its keys and values are never
+made (`_attend_once`). With two layers that leaves out half of all products. What also goes is transformers' bookkeeping per call, masks for batches without padding, and
 looking up rows of tables that are read in order.
 
 Results are those of transformers, bit for bit or to the last few bits where sums run in another order
@@ -82,29 +82,61 @@ def _additive_mask(mask: Tensor | None, like: Tensor) -> Tensor | None:
 def _layer(layer: Any, reading: Tensor, hidden: Tensor, mask: Tensor | None) -> Tensor:  # noqa: ANN401  # BertLayer
     """One layer's output for the tokens `reading` (B, Q, H), which attend to all of `hidden` (B, L, H)."""
     own = layer.attention.self
+    if reading.shape[1] == 1 and type(own.key) is nn.Linear and type(own.value) is nn.Linear:
+        seen = _attend_once(own, reading[:, 0], hidden, mask)
+    else:
+        seen = _attend(own, reading, hidden, mask)
+    attended = layer.attention.output(seen, reading)
+    output: Tensor = layer.output(layer.intermediate(attended), attended)
+    return output
+
+
+def _attend(own: Any, reading: Tensor, hidden: Tensor, mask: Tensor | None) -> Tensor:  # noqa: ANN401  # BertSelfAttention
+    """Scaled dot-product attention of (B, Q, H) to (B, L, H), heads joined again: (B, Q, H)."""
 
     def heads(vectors: Tensor) -> Tensor:
         return vectors.view(*vectors.shape[:2], own.num_attention_heads, own.attention_head_size).transpose(1, 2)
 
     query, key, value = heads(own.query(reading)), heads(own.key(hidden)), heads(own.value(hidden))
-    seen = _attend(query, key, value, mask, own.dropout, own.scaling)
-    attended = layer.attention.output(seen.transpose(1, 2).reshape(*reading.shape[:2], -1), reading)
-    output: Tensor = layer.output(layer.intermediate(attended), attended)
-    return output
-
-
-def _attend(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: nn.Module, scale: float
-) -> Tensor:
-    """Scaled dot-product attention, (B, N, Q, D)."""
-    p = float(getattr(dropout, "p", 0.0)) if dropout.training else 0.0
+    p = _probability(own.dropout)
     if p == 0.0 or query.device.type != "cpu":
-        if mask is not None:
-            mask = mask.to(query.dtype)
-        return functional.scaled_dot_product_attention(query, key, value, mask, dropout_p=p, scale=scale)
-    # torch has no fused kernel with dropout on the CPU, so its masks may as well come from the faster stream.
-    scores = torch.matmul(query * scale, key.transpose(-1, -2))
+        added = None if mask is None else mask.to(query.dtype)
+        seen = functional.scaled_dot_product_attention(query, key, value, added, dropout_p=p, scale=own.scaling)
+    else:
+        # torch has no fused kernel with dropout on the CPU, so its masks may as well come from the module's stream.
+        scores = torch.matmul(query * own.scaling, key.transpose(-1, -2))
+        seen = torch.matmul(_weights(scores, mask, own.dropout).to(value.dtype), value)
+    return seen.transpose(1, 2).reshape(*reading.shape[:2], -1)
+
+
+def _attend_once(own: Any, reading: Tensor, hidden: Tensor, mask: Tensor | None) -> Tensor:  # noqa: ANN401
+    """Attention of one token per text, (B, H), to (B, L, H) without making keys and values: (B, 1, H).
+
+    With one query per head it is cheaper to take the query through the key's matrix, and the weighted mean of the
+    hidden vectors through the value's: ``q . (K h + k) = (K^T q) . h + q . k``, whose last term is the same for all
+    tokens and leaves the softmax as it is, and ``sum_j a_j (V h_j + v) = V sum_j a_j h_j + v sum_j a_j``.
+    """
+    count, size = own.num_attention_heads, own.attention_head_size
+    width = hidden.shape[-1]
+    query = (own.query(reading) * own.scaling).view(-1, count, size).transpose(0, 1)  # (N, B, D)
+    asked = torch.bmm(query, own.key.weight.view(count, size, width)).transpose(0, 1)  # (B, N, H)
+    scores = torch.bmm(asked, hidden.transpose(1, 2))  # (B, N, L)
+    weights = _weights(scores, None if mask is None else mask[:, 0], own.dropout)
+    mixed = torch.bmm(weights.to(hidden.dtype), hidden).transpose(0, 1)  # (N, B, H)
+    seen = torch.bmm(mixed, own.value.weight.view(count, size, width).transpose(1, 2)).transpose(0, 1)  # (B, N, D)
+    bias: Tensor | None = own.value.bias
+    if bias is not None:
+        seen = seen + weights.sum(dim=-1, keepdim=True) * bias.view(count, size)
+    return seen.reshape(-1, 1, width)
+
+
+def _weights(scores: Tensor, mask: Tensor | None, dropout: nn.Module) -> Tensor:
+    """Attention weights after dropout, from scores and what is added to them at padding."""
     if mask is not None:
         scores = scores + mask.to(scores.dtype)
-    weights: Tensor = dropout(torch.softmax(scores, dim=-1).to(value.dtype))
-    return torch.matmul(weights, value)
+    weights: Tensor = dropout(torch.softmax(scores, dim=-1))
+    return weights
+
+
+def _probability(dropout: nn.Module) -> float:
+    return float(getattr(dropout, "p", 0.0)) if dropout.training else 0.0

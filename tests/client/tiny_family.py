@@ -76,6 +76,7 @@ class TinySplit:
 class TinyFamily:
     name = "tiny"
     feature_columns: tuple[str, ...] = ()
+    token_rows: tuple[str, ...] = ()
 
     def __init__(
         self,
