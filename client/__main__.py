@@ -80,6 +80,16 @@ def run(
             show_default=False,
         ),
     ] = None,
+    cache_dir: Annotated[
+        str | None,
+        typer.Option(
+            envvar="FEDMTL_CACHE_DIR",
+            metavar="PATH",
+            help="Where tokenised rows are kept for the next start; off: nowhere. "
+            "Default: $XDG_CACHE_HOME/fedmtl or ~/.cache/fedmtl.",
+            show_default=False,
+        ),
+    ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="Log more.")] = False,
     log_format: Annotated[LogFormat, typer.Option(help="Lines for people, or a JSON object per line.")] = "text",
 ) -> None:
@@ -98,12 +108,14 @@ def run(
         from client.kept_update import KeptUpdates, default_state_dir
         from client.local_workload import LocalWorkload
         from client.session import Identity, Session
+        from client.token_cache import OFF, default_cache_dir
         from common.data import Shard
 
         tls = client_tls(server, ca, cert, key)
         token = _token(token, token_file, server)
         kept = KeptUpdates(state_dir or default_state_dir(), client_id)
-        workload = LocalWorkload(data, device, Shard.parse(shard) if shard else None, sync.value, threads)
+        cache = None if cache_dir == OFF else Path(cache_dir) if cache_dir else default_cache_dir()
+        workload = LocalWorkload(data, device, Shard.parse(shard) if shard else None, sync.value, threads, cache)
         display = Display(terminal=None if log_format == "text" else False)
         identity = Identity(server, client_id, names, token, sync.value, reconnect_for, tls=tls)
         with asyncio.Runner(loop_factory=loop_factory()) as runner:

@@ -45,9 +45,15 @@ def describe_device(device: torch.device) -> str:
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
     """The context in which forward passes run.
 
+    Args:
+        device: where.
+        precision: ``fp32`` or ``bf16``; what ``auto`` stands for is decided before (`client.precision`).
+
     Raises:
         ConfigError: the device has no bfloat16.
     """
+    if precision == "auto":
+        raise AssertionError("precision auto is resolved before anything is computed")
     if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise ConfigError(
             f"precision 'bf16': {describe_device(device)} has no bfloat16; set training.precision to fp32"

@@ -52,7 +52,8 @@ class StreamDropout(nn.Dropout):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # as in nn.Dropout
         """The input with some elements zero and the others scaled up."""
-        if not self.training or self._level in (0, _LEVELS) or input.device.type != "cpu":
+        elsewhere = input.device.type != "cpu" or torch.compiler.is_compiling()
+        if elsewhere or not self.training or self._level in (0, _LEVELS):
             return super().forward(input)
         kept = self._stream.draw(input.shape) >= self._level - _LEVELS // 2
         dropped, scaled = self._factors(input.dtype)

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from client.device import choose_device
 from client.failures import TrainingCancelled, TrainingDiverged
+from client.token_cache import TokenCache
 from client.trainer import LocalTrainer, TaskData
 from client.trainer import Progress as TrainerProgress
 from client.workload import Progress, Received, TrainedUpdate, WorkCancelled, WorkDeclined
@@ -43,6 +44,7 @@ class LocalWorkload:
         shard: the part of the rows that is this client's, where several share one source.
         sync: with ``full`` an update holds every slot, those of other tasks unchanged.
         threads: CPU threads for tensor operations; None leaves it to the server's settings.
+        cache_dir: where tokenised rows are kept; None keeps none.
     """
 
     def __init__(
@@ -52,12 +54,14 @@ class LocalWorkload:
         shard: Shard | None = None,
         sync: Literal["slice", "full"] = "slice",
         threads: int | None = None,
+        cache_dir: Path | None = None,
     ) -> None:
         self._path = data
         self._device = choose_device(device)
         self._shard = shard
         self._sync = sync
         self._threads = threads
+        self._tokens = TokenCache(cache_dir)
         self._trainer: LocalTrainer | None = None
         self._seed = 0
         self._client_id = ""
@@ -78,7 +82,7 @@ class LocalWorkload:
             split: load_examples(spec, split, data=self._path, shard=self._shard, seed=self._seed, columns=columns)
             for split in _SPLITS
         }
-        encoded = {split: family.encode(spec.name, examples) for split, examples in parts.items()}
+        encoded = {split: self._tokens.encode(family, spec.name, examples) for split, examples in parts.items()}
         report = DataReport(
             train=len(parts["train"]), validation=len(parts["validation"]), source=parts["train"].source[:2000]
         )

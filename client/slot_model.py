@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from client.compilation import compiled
 from client.dropout import DropoutStream, use_stream
 from common.errors import PlanError
 from common.plan import Slice, Slot
@@ -58,6 +59,7 @@ class SlotModel:
         self._module_of = {task: replica.module for replica in self.replicas for task in replica.tasks}
         self._trains = {task: frozenset(s.id for s in self.slots.values() if task in s.trained_by) for task in tasks}
         self._active: frozenset[str] | None = None
+        self._compiled: dict[int, nn.Module] = {}
 
     def load(self, values: Mapping[str, Tensor], *, training: bool, in_place: Container[str] = ()) -> None:
         """Give every slot its value and put the modules into training or evaluation mode.
@@ -93,8 +95,24 @@ class SlotModel:
 
     def forward(self, task: str, batch: Mapping[str, Tensor]) -> Tensor:
         """Outputs of one task: logits ``(B, C)`` or scores ``(B,)``; the batch is on the model's device."""
-        outputs: Tensor = self._module_of[task](task, batch)
+        module: nn.Module = self._module_of[task]
+        outputs: Tensor = self._compiled.get(id(module), module)(task, batch)
         return outputs
+
+    def compile(self) -> None:
+        """Compile the forward pass of every replica, once.
+
+        Raises:
+            ConfigError: this machine lacks what compiling needs.
+        """
+        for replica in self.replicas:
+            if id(replica.module) not in self._compiled:
+                self._compiled[id(replica.module)] = compiled(replica.module, self.device)
+
+    def clear_gradients(self) -> None:
+        """Let go of all gradients."""
+        for tensor in self._tensors.values():
+            tensor.grad = None
 
     def train_only(self, task: str) -> None:
         """Let gradients flow to the slots that `task` may train, and to no others."""

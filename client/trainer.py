@@ -21,6 +21,7 @@ from client.evaluate import evaluate_task
 from client.failures import TrainingCancelled, TrainingDiverged
 from client.memory import ClientMemory, Memory, resident, residents
 from client.objective import Objective
+from client.precision import faster_precision
 from client.slot_model import SlotModel
 from client.tally import Progress, Tally, TaskReport
 from client.vocabulary import CompactTable, CompactVocabulary, compactable
@@ -28,7 +29,7 @@ from common.errors import PlanError
 from common.metrics import Evaluation
 from common.plan import Slice, Slot
 from common.seeds import derive_seed
-from common.training import Position, TrainSettings, round_steps
+from common.training import Position, Precision, TrainSettings, round_steps
 
 if TYPE_CHECKING:
     from common.families.base import EncodedSplit, Family
@@ -88,6 +89,7 @@ class LocalTrainer:
         self._device = device
         self._memory = ClientMemory()
         self._bound: tuple[Slice, SlotModel] | None = None
+        self._precision: Precision = "auto"
 
     def evaluate(
         self,
@@ -111,7 +113,9 @@ class LocalTrainer:
         """
         with _TURN, threads(settings.threads), deterministic(settings.deterministic):
             model = self._bind(slice_)
-            model.load(_with_residents(model, values, self._memory.latest()), training=False)
+            received = _with_residents(model, values, self._memory.latest())
+            settings = self._prepared(model, received, settings)
+            model.load(received, training=False)
             return {
                 task: evaluate_task(model, self._family.tasks[task], held_out, settings, cancelled)
                 for task in model.tasks
@@ -150,6 +154,7 @@ class LocalTrainer:
             model = self._bind(slice_)
             memory = self._memory.before(position.round)
             received = _with_residents(model, values, memory)
+            settings = self._prepared(model, received, settings)
             trainable = [task for task in model.tasks if model.trained_by(frozenset({task}))]
             if not trainable:
                 raise PlanError(f"no slot of the slice may be trained by the client's tasks {sorted(self._data)}")
@@ -182,6 +187,21 @@ class LocalTrainer:
             self._bound = None  # let the old modules go before the new ones are built
             self._bound = (slice_, SlotModel(self._family, slice_, tasks, self._device))
         return self._bound[1]
+
+    def _prepared(self, model: SlotModel, received: Mapping[str, Tensor], settings: TrainSettings) -> TrainSettings:
+        """The settings with ``auto`` resolved, once for all rounds; the model compiled if that is asked."""
+        if settings.compile:
+            model.compile()
+        if settings.precision != "auto":
+            return settings
+        if self._precision == "auto":
+            trained = [task for task in model.tasks if model.trained_by(frozenset({task}))]
+            if not trained:  # nothing will be: no backward pass to time
+                return settings.model_copy(update={"precision": "fp32"})
+            model.load(received, training=True)
+            task, split = self._family.tasks[trained[0]], self._data[trained[0]].train
+            self._precision = faster_precision(model, task, split, settings.batch_size)
+        return settings.model_copy(update={"precision": self._precision})
 
 
 def _changes(

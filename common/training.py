@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 
 from common.strict_model import StrictModel
 
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "bf16", "auto"]
 TaskSampling = Literal["proportional", "even", "sqrt"]
 
 
@@ -91,7 +91,13 @@ class TrainSettings(StrictModel):
     """Examples per batch of an evaluation."""
 
     precision: Precision = "fp32"
-    """`bf16` computes the forward and backward pass in bfloat16 (autocast); parameters and updates stay float32."""
+    """`bf16` computes the forward and backward pass in bfloat16 (autocast); parameters and updates stay float32.
+    `auto`: each client times both with its model and data when it first gets work, and takes bf16 for the whole run
+    where it is clearly faster. What is taken follows from timing, so two runs may differ (docs/determinism.md)."""
+
+    compile: bool = False
+    """Compile the model's forward and backward pass (`torch.compile`): on CPUs it needs a C++ compiler, on CUDA
+    Triton, and the first steps of a run take a minute. Dropout then draws from torch's own stream."""
 
     threads: int | None = Field(default=None, ge=1)
     """CPU threads of the client's tensor operations; null leaves the choice to the client."""

@@ -9,6 +9,7 @@ from hypothesis import settings
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub, which reads it once
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["FEDMTL_CACHE_DIR"] = "off"  # tests of the cache name a folder of their own
 
 settings.register_profile("local", deadline=None)  # the first torch call is slow
 settings.register_profile("ci", deadline=None, derandomize=True)

@@ -153,6 +153,13 @@ class Family(Protocol):
         """Turn rows into model inputs, kept compactly; `DataError` where a row can't be read."""
         ...
 
+    def encoding_key(self, task: str) -> str | None:
+        """All that decides, beside the texts of the rows, what ids `encode` makes of them.
+
+        None: what it makes is not worth keeping on disk.
+        """
+        ...
+
     def describe(self) -> dict[str, Any]:
         """All that a client needs, besides `assets`, to rebuild the family without disk or network; JSON data."""
         ...

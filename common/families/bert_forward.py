@@ -60,8 +60,7 @@ def _embed(embeddings: Any, batch: Mapping[str, Tensor]) -> Tensor:  # noqa: ANN
     words: Tensor = embeddings.word_embeddings(batch["input_ids"])
     types: Tensor = embeddings.token_type_embeddings.weight
     type_ids = batch.get("token_type_ids")
-    # Asking a GPU whether there are second texts would make the host wait for it.
-    if type_ids is None or (type_ids.device.type == "cpu" and not bool(type_ids.any())):
+    if type_ids is None or (_may_look_at(type_ids) and not bool(type_ids.any())):
         of_type = types[0]
     else:
         of_type = torch.where(type_ids.unsqueeze(-1) == 0, types[0], types[1])
@@ -72,7 +71,7 @@ def _embed(embeddings: Any, batch: Mapping[str, Tensor]) -> Tensor:  # noqa: ANN
 
 def _additive_mask(mask: Tensor | None, like: Tensor) -> Tensor | None:
     """(B, 1, 1, L): 0 at real tokens and -inf at padding; None where it is known that there is none."""
-    if mask is None or (mask.device.type == "cpu" and bool(mask.all())):
+    if mask is None or (_may_look_at(mask) and bool(mask.all())):
         return None
     return torch.zeros(mask.shape, dtype=like.dtype, device=like.device).masked_fill_(mask == 0, -torch.inf)[
         :, None, None, :
@@ -136,6 +135,11 @@ def _weights(scores: Tensor, mask: Tensor | None, dropout: nn.Module) -> Tensor:
         scores = scores + mask.to(scores.dtype)
     weights: Tensor = dropout(torch.softmax(scores, dim=-1))
     return weights
+
+
+def _may_look_at(inputs: Tensor) -> bool:
+    """A look at a GPU's memory makes the host wait for it, and one in a compiled function breaks it in two."""
+    return inputs.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def _probability(dropout: nn.Module) -> float:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from common.data.examples import Examples
+    from common.tasks import TaskSpec
 
 
 @dataclass(frozen=True)
@@ -64,3 +69,9 @@ class EncodedText:
         positions = np.arange(int(lengths.max()))
         real = positions < lengths[:, None]
         return real, (starts[:, None] + positions)[real]
+
+
+def labels_of(task: TaskSpec, examples: Examples) -> Tensor:
+    """(N,) int64 class ids, or float32 scores, in memory of their own."""
+    dtype = np.float32 if task.kind == "regression" else np.int64
+    return torch.from_numpy(np.array(examples.labels, dtype=dtype))

@@ -214,6 +214,10 @@ class SharedBottomFamily:
             labels=torch.from_numpy(np.array(examples.labels, dtype=dtype)),
         )
 
+    def encoding_key(self, task: str) -> str | None:  # noqa: ARG002  # the family's interface
+        """See `Family.encoding_key`: rows of numbers are quick to make."""
+        return None
+
     def describe(self) -> dict[str, Any]:
         """See `Family.describe`."""
         return self._description.model_dump(mode="json")

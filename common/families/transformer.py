@@ -5,6 +5,7 @@ Parameters are named ``encoder.<name in the Hugging Face model>`` and ``heads.<t
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
+import tokenizers
 import torch
 from pydantic import ValidationError
 from torch import Tensor
@@ -24,7 +25,7 @@ from common.errors import ConfigError, DataError, ProtocolError
 from common.families import encoder_source
 from common.families.base import ModelSummary
 from common.families.config import SYNTHETIC_WORDS, InlineEncoder, TransformerConfig
-from common.families.encoded_text import EncodedText
+from common.families.encoded_text import EncodedText, labels_of
 from common.families.encoder_source import EncoderSource
 from common.families.heads import check_task_names, head_spec, initial_head_value
 from common.families.module_blueprint import blueprint_of, federated_tensors
@@ -192,9 +193,20 @@ class TransformerFamily:
         tokenizer = tokenizer_from_json(self._assets[TOKENIZER_JSON], max_length=self._description.max_length)
         texts = [examples.columns[column] for column in spec.text]
         ids, type_ids, offsets = tokenize(tokenizer, texts, with_type_ids=self._description.token_type_ids)
-        dtype = np.float32 if spec.kind == "regression" else np.int64
-        labels = torch.from_numpy(np.array(examples.labels, dtype=dtype))
-        return EncodedText(ids, type_ids, offsets, labels, self._description.pad_id)
+        return EncodedText(ids, type_ids, offsets, labels_of(spec, examples), self._description.pad_id)
+
+    def encoding_key(self, task: str) -> str | None:
+        """See `Family.encoding_key`."""
+        given = self._description
+        decides = [
+            hashlib.sha256(self._assets[TOKENIZER_JSON]).hexdigest(),
+            tokenizers.__version__,
+            given.max_length,
+            given.token_type_ids,
+            given.pad_id,
+            len(self.tasks[task].text),
+        ]
+        return json.dumps(decides)
 
     def describe(self) -> dict[str, Any]:
         """See `Family.describe`."""

@@ -129,6 +129,9 @@ class TinyFamily:
     def encode(self, task: str, examples: Examples) -> TinySplit:
         raise NotImplementedError("the trainer gets encoded splits")
 
+    def encoding_key(self, task: str) -> str | None:
+        return None
+
     def describe(self) -> dict[str, Any]:
         return {}
 
