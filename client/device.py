@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -59,6 +60,20 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
             f"precision 'bf16': {describe_device(device)} has no bfloat16; set training.precision to fp32"
         )
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: those it is bound to, within a container's share of processor time.
+
+    torch itself counts the machine's cores, and in a container that has a share of them starts more threads than get
+    to run.
+    """
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return max(1, min(bound, int(quota) // int(period)))
+    except (OSError, ValueError):  # no control groups here, or no limit in them ("max")
+        return bound
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Dropout on the CPU with masks from a fast stream.
 
-torch draws one Bernoulli number per element, on one thread, in about 6 ns; for a small encoder that is a fifth of a step.
-Here an element takes 16 bits of numpy's SFC64 generator, about 0.4 ns, and is dropped where they are below
+torch draws one Bernoulli number per element, on one thread, in about 6 ns; for a small encoder that is a tenth of a
+step. Here an element takes 16 bits of numpy's SFC64 generator, about 0.4 ns, and is dropped where they are below
 ``k = round(65536 * p)``. The probability is so ``k / 65536``, off by at most 2^-17, and what is kept is divided by
 exactly one minus that, so expectations are kept exactly. Which numbers are drawn follows from the seed alone.
 """
@@ -50,7 +50,7 @@ class StreamDropout(nn.Dropout):
         self._scale = _LEVELS / max(1, _LEVELS - self._level)
         self._known: dict[torch.dtype, tuple[Tensor, Tensor]] = {}
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # as in nn.Dropout
+    def forward(self, input: Tensor) -> Tensor:  # as in nn.Dropout
         """The input with some elements zero and the others scaled up."""
         elsewhere = input.device.type != "cpu" or torch.compiler.is_compiling()
         if elsewhere or not self.training or self._level in (0, _LEVELS):

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ValidationError
 
-from client.device import choose_device
+from client.device import choose_device, usable_cores
 from client.failures import TrainingCancelled, TrainingDiverged
 from client.token_cache import TokenCache
 from client.trainer import LocalTrainer, TaskData
@@ -43,7 +43,8 @@ class LocalWorkload:
         device: auto, cpu, cuda, cuda:N or mps.
         shard: the part of the rows that is this client's, where several share one source.
         sync: with ``full`` an update holds every slot, those of other tasks unchanged.
-        threads: CPU threads for tensor operations; None leaves it to the server's settings.
+        threads: CPU threads for tensor operations; None leaves it to the server's settings, and those to the
+            cores there are.
         cache_dir: where tokenised rows are kept; None keeps none.
     """
 
@@ -139,7 +140,8 @@ class LocalWorkload:
     def _settings_of(self, work: Work) -> TrainSettings:
         given = work.evaluation_settings if work.training is None else work.training
         settings = TrainSettings() if given is None else _understood(TrainSettings, given)
-        return settings.model_copy(update={"threads": self._threads}) if self._threads else settings
+        count = self._threads or settings.threads or usable_cores()
+        return settings.model_copy(update={"threads": count})
 
     def _ready(self) -> LocalTrainer:
         if self._trainer is None:

@@ -31,9 +31,7 @@ TURNS: Final = 5
 CLEARLY: Final = 0.9
 
 
-def faster_precision(
-    model: SlotModel, task: TaskSpec, split: EncodedSplit, batch_size: int
-) -> Literal["fp32", "bf16"]:
+def faster_precision(model: SlotModel, task: TaskSpec, split: EncodedSplit, batch_size: int) -> Literal["fp32", "bf16"]:
     """Time forward and backward passes in both precisions.
 
     Args:

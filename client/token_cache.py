@@ -57,7 +57,9 @@ def default_cache_dir() -> Path:
     try:
         return Path.home() / ".cache" / "fedmtl"
     except RuntimeError as error:
-        raise ConfigError(f"no folder for tokenised rows: {error} Give --cache-dir PATH, or --cache-dir off.") from error
+        raise ConfigError(
+            f"no folder for tokenised rows: {error} Give --cache-dir PATH, or --cache-dir off."
+        ) from error
 
 
 class TokenCache:

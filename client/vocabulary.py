@@ -1,9 +1,9 @@
 """A client's compact vocabulary: of an embedding table only the rows that a round's batches touch take part.
 
-A row joins when a batch holds its token for the first time: the parameter, its gradient and the optimiser's state grow
-by it. Until then a dense table's row has a zero gradient and, as it is not decayed, zero state and no movement; so
-leaving it out changes nothing (up to the order of additions in the gradient's norm). A row that has joined stays, as its
-momentum moves it on in steps without its token.
+A row joins when a batch holds its token for the first time: the parameter, its gradient and the optimiser's state
+grow by it. Until then a dense table's row has a zero gradient and, as it is not decayed, zero state and no movement; so
+leaving it out changes nothing (up to the order of additions in the gradient's norm). A row that has joined stays, as
+its momentum moves it on in steps without its token.
 
 Used for the parameters that the family names (`Family.token_rows`), where all of this holds; see `compact_tables`.
 """
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 class CompactTable:
     """One slot's rows that have joined, in the order in which they did.
 
-    The ids up to the padding id join at once, in their order: an encoder may compare ids with it, so it keeps its place.
+    The ids up to the padding id join at once, in their order: an encoder may compare ids with it, so it keeps its
+    place.
 
     Args:
         slot_id: the slot.
@@ -194,7 +195,9 @@ class CompactSplit:
         return batch if table is None else {**batch, "input_ids": table.rows_of(batch["input_ids"])}
 
 
-def compactable(family: Family, model: SlotModel, data: Mapping[str, TaskData], tasks: Iterable[str]) -> dict[str, Slot]:
+def compactable(
+    family: Family, model: SlotModel, data: Mapping[str, TaskData], tasks: Iterable[str]
+) -> dict[str, Slot]:
     """Task to the slot whose rows its tokens choose, where the slot may be kept compact.
 
     It may where these tasks train it, it travels (a client's own slots are kept whole), and all that read it here

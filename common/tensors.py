@@ -88,9 +88,7 @@ def encode_tensor(slot: str, array: Array, *, allow_rows: bool = False, dtype: s
     return _encoded(slot, name, array.shape, None if rows is None else len(rows), parts)
 
 
-def encode_rows(
-    slot: str, rows: Array, values: Array, shape: tuple[int, ...], *, dtype: str
-) -> EncodedTensor | None:
+def encode_rows(slot: str, rows: Array, values: Array, shape: tuple[int, ...], *, dtype: str) -> EncodedTensor | None:
     """Lay out a tensor of which only some rows are given; the others are zero.
 
     The bytes are those that `encode_tensor` with ``allow_rows`` makes of the whole tensor.
@@ -118,7 +116,9 @@ def encode_rows(
     size = _rows_size(len(index), flat.nbytes // len(flat))
     if size > ROWS_WORTHWHILE * shape[0] * (flat.nbytes // len(flat)):
         return None
-    return _encoded(slot, dtype, shape, len(index), _rows_payload(index, flat if len(kept) == len(flat) else flat[kept]))
+    return _encoded(
+        slot, dtype, shape, len(index), _rows_payload(index, flat if len(kept) == len(flat) else flat[kept])
+    )
 
 
 def _encoded(

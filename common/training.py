@@ -100,7 +100,7 @@ class TrainSettings(StrictModel):
     Triton, and the first steps of a run take a minute. Dropout then draws from torch's own stream."""
 
     threads: int | None = Field(default=None, ge=1)
-    """CPU threads of the client's tensor operations; null leaves the choice to the client."""
+    """CPU threads of the client's tensor operations; null: as many as the client has cores, see docs/determinism.md."""
 
     deterministic: bool = True
     """Use only operations that give the same bits each time on the same machine, or fail where there is none."""

@@ -1,9 +1,9 @@
 """The forward pass of BERT encoders written out: transformers' arithmetic without what no result depends on.
 
-Where the first token stands for the text, the last layer's queries, attention output and feed-forward block are computed
-for that token alone: nothing reads the others, and they get no gradient either; and its keys and values are never
-made (`_attend_once`). With two layers that leaves out half of all products. What also goes is transformers' bookkeeping per call, masks for batches without padding, and
-looking up rows of tables that are read in order.
+Where the first token stands for the text, the last layer's queries, attention output and feed-forward block are
+computed for that token alone: nothing reads the others, and they get no gradient either; and its keys and values are
+never made (`_attend_once`). With two layers that leaves out half of all products. What also goes is transformers'
+bookkeeping per call, masks for batches without padding, and looking up rows of tables that are read in order.
 
 Results are those of transformers, bit for bit or to the last few bits where sums run in another order
 (``tests/common/families/test_bert_forward.py``). Every submodule is called as a module, so adapters put in its place

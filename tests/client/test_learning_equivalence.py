@@ -1,9 +1,9 @@
 """What makes training fast does not change what is learned: the engine against a plain PyTorch loop.
 
 The loop knows nothing of buckets as padding, compact tables or written-out layers: it takes the same examples in the
-same order, pads each batch to a fixed length, runs transformers' own forward pass on whole tables, and steps with a plain
-optimiser. Dropout is off, as masks come from another stream. Tolerances: 2e-6 where the update is a sum of gradients
-(SGD at a rate of 0.1; a few roundings). AdamW divides by the gradient's own size, so an element whose gradient is only
+same order, pads each batch to a fixed length, runs transformers' own forward pass on whole tables, and steps with a
+plain optimiser. Dropout is off, as masks come from another stream. Tolerances: 2e-6 where the update is a sum of
+gradients (SGD at a rate of 0.1; a few roundings). AdamW divides by the gradient's own size, so an element whose gradient is only
 rounding noise moves by up to the rate: the keys' biases, which the softmax does not see, are left out, and elsewhere a
 tenth of the rate is allowed to single elements. In the mean over a slot it is 2e-7 for both.
 """
@@ -155,7 +155,8 @@ def test_a_compact_vocabulary_learns_what_the_whole_table_learns_bit_for_bit(enc
     family, slice_, data, values = prepared(encoder)
     chosen = settings("adamw", max_grad_norm=None, local_epochs=None, local_steps=8)
     compact, whole = (
-        engine(family, slice_, data, values, chosen.model_copy(update={"compact_vocabulary": on})) for on in (True, False)
+        engine(family, slice_, data, values, chosen.model_copy(update={"compact_vocabulary": on}))
+        for on in (True, False)
     )
     assert compact.keys() == whole.keys()
     for slot, delta in whole.items():
@@ -166,7 +167,8 @@ def test_a_compact_vocabulary_limits_the_gradient_as_the_whole_table_does() -> N
     family, slice_, data, values = prepared()
     chosen = settings("sgd", max_grad_norm=0.01)
     compact, whole = (
-        engine(family, slice_, data, values, chosen.model_copy(update={"compact_vocabulary": on})) for on in (True, False)
+        engine(family, slice_, data, values, chosen.model_copy(update={"compact_vocabulary": on}))
+        for on in (True, False)
     )
     for slot, delta in whole.items():
         torch.testing.assert_close(compact[slot], delta, rtol=1e-4, atol=1e-8)
@@ -181,7 +183,10 @@ def test_values_received_are_left_as_they_are() -> None:
 
 def test_a_round_after_another_has_its_own_table() -> None:
     family, slice_, data, values = prepared()
-    trainer, chosen = LocalTrainer(family, data, choose_device("cpu")), settings("adamw", local_epochs=None, local_steps=2)
+    trainer, chosen = (
+        LocalTrainer(family, data, choose_device("cpu")),
+        settings("adamw", local_epochs=None, local_steps=2),
+    )
 
     def train(round_: int) -> dict[str, Tensor]:
         result = trainer.train(slice_, values, chosen, Position(round_, 3), 5, "c", lambda _: None, threading.Event())

@@ -84,16 +84,17 @@ def test_other_texts_tasks_lengths_and_tokenizers_have_files_of_their_own(tmp_pa
     assert len(list(tmp_path.rglob("*.tokens"))) == 5
 
 
-@given(one=st.lists(st.text(max_size=4), min_size=1, max_size=4), other=st.lists(st.text(max_size=4), min_size=1, max_size=4))
+@given(
+    one=st.lists(st.text(max_size=4), min_size=1, max_size=4),
+    other=st.lists(st.text(max_size=4), min_size=1, max_size=4),
+)
 def test_different_rows_have_different_digests(one: list[str], other: list[str]) -> None:
     one, other = ([text.encode(errors="replace").decode() for text in rows] for rows in (one, other))
     assert (token_cache._digest("k", [one]) == token_cache._digest("k", [other])) == (one == other)
 
 
 @pytest.mark.parametrize("damage", ["cut", "one byte", "other file", "empty"])
-def test_a_damaged_file_is_told_and_made_again(
-    damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_damaged_file_is_told_and_made_again(damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     cache = TokenCache(tmp_path, worthwhile_rows=1)
     wanted = cache.encode(FAMILY, "qqp", texts("qqp"))
     path = tokens_of(tmp_path)

@@ -21,7 +21,8 @@ from common.torch_tensors import decode, encode
 from tests.client.tiny_family import TinyFamily, shared_slice, tiny_data
 from tests.common.families.tiny import text_family, texts
 
-#: A multiple of 16, as rows of real tables are: optimiser kernels round the elements left over from whole vectors otherwise.
+#: A width that is a multiple of 16, as those of real tables are: what is left over from whole vectors of elements is
+#: rounded otherwise by the optimisers' kernels.
 ROWS, WIDTH = 40, 16
 BATCHES = st.lists(st.lists(st.integers(0, ROWS - 1), min_size=1, max_size=12), min_size=1, max_size=12)
 OPTIMIZERS = {

@@ -129,7 +129,7 @@ class TinyFamily:
     def encode(self, task: str, examples: Examples) -> TinySplit:
         raise NotImplementedError("the trainer gets encoded splits")
 
-    def encoding_key(self, task: str) -> str | None:
+    def encoding_key(self, task: str) -> str | None:  # noqa: ARG002  # the interface of families
         return None
 
     def describe(self) -> dict[str, Any]:
