@@ -158,7 +158,12 @@ class LocalTrainer:
             trainable = [task for task in model.tasks if model.trained_by(frozenset({task}))]
             if not trainable:
                 raise PlanError(f"no slot of the slice may be trained by the client's tasks {sorted(self._data)}")
-            by_rows = compactable(self._family, model, self._data, trainable) if settings.compact_vocabulary else {}
+            # A table that grows has another shape each time, for which a compiled model would be compiled again.
+            by_rows = (
+                compactable(self._family, model, self._data, trainable)
+                if settings.compact_vocabulary and not settings.compile
+                else {}
+            )
             model.load(received, training=True, in_place={slot.id for slot in by_rows.values()})
             vocabulary = CompactVocabulary(by_rows, model, received, self._data)
 

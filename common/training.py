@@ -85,7 +85,7 @@ class TrainSettings(StrictModel):
     """Train only those embedding rows that the round's batches touch. The result is that of the whole table (to
     rounding in the gradient's norm), in less time and memory. Tables stay whole where that would not be so: with
     weight decay on embeddings, with a federated correction, and in encoders that use token ids for more than
-    looking them up."""
+    looking them up; and with `compile`."""
 
     eval_batch_size: int = Field(default=128, ge=1)
     """Examples per batch of an evaluation."""

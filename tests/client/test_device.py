@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 import torch
 
-from client.device import autocast, choose_device, describe_device, deterministic, threads
+from client.device import autocast, choose_device, describe_device, deterministic, threads, usable_cores
 from common.errors import ConfigError
 
 
