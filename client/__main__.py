@@ -87,6 +87,16 @@ def run(
             min=0, help="Most megabytes (10^6 bytes) of frozen slots in --state-dir, all runs together; 0: none."
         ),
     ] = 4000.0,
+    cache_dir: Annotated[
+        str | None,
+        typer.Option(
+            envvar="FEDMTL_CACHE_DIR",
+            metavar="PATH",
+            help="Where tokenised rows are kept for the next start; off: nowhere. "
+            "Default: $XDG_CACHE_HOME/fedmtl or ~/.cache/fedmtl.",
+            show_default=False,
+        ),
+    ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="Log more.")] = False,
     log_format: Annotated[LogFormat, typer.Option(help="Lines for people, or a JSON object per line.")] = "text",
 ) -> None:
@@ -106,6 +116,7 @@ def run(
         from client.kept_update import KeptUpdates, default_state_dir
         from client.local_workload import LocalWorkload
         from client.session import Identity, Session
+        from client.token_cache import OFF, default_cache_dir
         from common.data import Shard
 
         tls = client_tls(server, ca, cert, key)
@@ -113,7 +124,9 @@ def run(
         state_dir = state_dir or default_state_dir()
         kept = KeptUpdates(state_dir, client_id)
         frozen = FrozenValues(state_dir, int(frozen_limit_mb * 1e6))
-        workload = LocalWorkload(data, device, Shard.parse(shard) if shard else None, sync.value, threads, state_dir)
+        cache = None if cache_dir == OFF else Path(cache_dir) if cache_dir else default_cache_dir()
+        part = Shard.parse(shard) if shard else None
+        workload = LocalWorkload(data, device, part, sync.value, threads, state_dir, cache)
         display = Display(terminal=None if log_format == "text" else False)
         identity = Identity(server, client_id, names, token, sync.value, reconnect_for, tls=tls)
         with asyncio.Runner(loop_factory=loop_factory()) as runner:

@@ -16,6 +16,7 @@ from client.optimizer import build_optimizer, set_learning_rate
 from client.slot_model import SlotModel
 from client.tally import Tally, TaskReport
 from client.time_budget import TimeBudget
+from client.vocabulary import CompactVocabulary
 from common.failpoints import failpoint
 from common.training import Position, TrainSettings, learning_rate_factor
 
@@ -32,6 +33,7 @@ def descend(
     corrections: Sequence[Correction] = (),
     openings: Mapping[int, frozenset[str]] | None = None,
     budget: TimeBudget | None = None,
+    vocabulary: CompactVocabulary | None = None,
 ) -> dict[str, TaskReport]:
     """Train the model in place; which slots were open to the end the model knows.
 
@@ -47,6 +49,7 @@ def descend(
         corrections: change each step's gradients before they are clipped, in this order.
         openings: step to the slots that are open from it on, as `client.unfreezing.openings` gives them.
         budget: ends the round after the step in which it is used up.
+        vocabulary: the embedding rows that take part, where not all do.
 
     Raises:
         TrainingCancelled: `cancelled` was set.
@@ -55,6 +58,8 @@ def descend(
     slots = {i: slot for i, slot in model.trained_by(frozenset(model.tasks)).items() if i in model.parameter_slots}
     optimizer = build_optimizer(model, slots, settings)
     parameters = [model.parameter(slot_id) for slot_id in slots]
+    if vocabulary is not None:
+        vocabulary.begin(optimizer)
 
     tally.report()
     for step, batch in enumerate(batches):
@@ -66,7 +71,10 @@ def descend(
             model.open(openings[step])
         began = time.perf_counter()
         set_learning_rate(optimizer, settings.learning_rate * learning_rate_factor(settings, position, step, total))
-        optimizer.zero_grad(set_to_none=True)
+        for parameter in parameters:
+            parameter.grad = None
+        if vocabulary is not None:
+            vocabulary.admit(batch)
         losses = objective.backward(batch)
         for correction in corrections:
             correction.apply(optimizer)

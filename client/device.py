@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -45,14 +46,34 @@ def describe_device(device: torch.device) -> str:
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
     """The context in which forward passes run.
 
+    Args:
+        device: where.
+        precision: ``fp32`` or ``bf16``; what ``auto`` stands for is decided before (`client.precision`).
+
     Raises:
         ConfigError: the device has no bfloat16.
     """
+    if precision == "auto":
+        raise AssertionError("precision auto is resolved before anything is computed")
     if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise ConfigError(
             f"precision 'bf16': {describe_device(device)} has no bfloat16; set training.precision to fp32"
         )
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: those it is bound to, within a container's share of processor time.
+
+    torch itself counts the machine's cores, and in a container that has a share of them starts more threads than get
+    to run.
+    """
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return max(1, min(bound, int(quota) // int(period)))
+    except (OSError, ValueError):  # no control groups here, or no limit in them ("max")
+        return bound
 
 
 @contextmanager

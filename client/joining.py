@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Mapping, Sized
 
 from torch import Tensor
 
 from client.mixing import Indices
+from client.vocabulary import CompactSplit
 from common.families.base import EncodedSplit
 from common.families.encoded_text import EncodedText, collate_parts, joinable
 
@@ -19,7 +20,7 @@ def joinable_groups(splits: Mapping[str, EncodedSplit]) -> list[tuple[str, ...]]
     """
     groups: list[tuple[str, ...]] = []
     for task in splits:
-        home = next((i for i, group in enumerate(groups) if joinable(splits[t] for t in (*group, task))), None)
+        home = next((i for i, group in enumerate(groups) if joinable(_text(splits[t]) for t in (*group, task))), None)
         if home is None:
             groups.append((task,))
         else:
@@ -36,12 +37,20 @@ def join(parts: Mapping[str, tuple[EncodedSplit, Indices]]) -> dict[str, Tensor]
     Raises:
         ValueError: the splits don't fit one batch.
     """
-    texts: Sequence[tuple[EncodedText, Indices]] = [
-        (split, rows) for split, rows in parts.values() if isinstance(split, EncodedText)
-    ]
-    if len(texts) != len(parts):
-        raise ValueError(f"rows of {list(parts)} can't stand in one batch")
-    return collate_parts(texts)
+    texts: list[tuple[EncodedText, Indices]] = []
+    for split, rows in parts.values():
+        text = _text(split)
+        if not isinstance(text, EncodedText):
+            raise ValueError(f"rows of {list(parts)} can't stand in one batch")  # noqa: TRY004  # no type is wrong
+        texts.append((text, rows))
+    batch = collate_parts(texts)
+    # Tasks of one pass read the same embedding table, so any of their splits knows its rows.
+    compact = next((split for split, _ in parts.values() if isinstance(split, CompactSplit)), None)
+    return batch if compact is None else compact.by_rows(batch)
+
+
+def _text(split: EncodedSplit) -> EncodedSplit:
+    return split.text if isinstance(split, CompactSplit) else split
 
 
 def places(rows: Mapping[str, Sized]) -> dict[str, slice]:

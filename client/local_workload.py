@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ValidationError
 
-from client.device import choose_device
+from client.device import choose_device, usable_cores
 from client.failures import TrainingCancelled, TrainingDiverged
 from client.kept_update import run_folder
 from client.memory import ClientMemory
 from client.memory_folder import MemoryFolder, memory_folder
+from client.token_cache import TokenCache
 from client.trainer import LocalTrainer, TaskData
 from client.trainer import Progress as TrainerProgress
 from client.workload import Progress, Received, TrainedUpdate, WorkCancelled, WorkDeclined
@@ -45,8 +46,10 @@ class LocalWorkload:
         device: auto, cpu, cuda, cuda:N or mps.
         shard: the part of the rows that is this client's, where several share one source.
         sync: with ``full`` an update holds every slot that is not frozen, those of other tasks unchanged.
-        threads: CPU threads for tensor operations; None leaves it to the server's settings.
+        threads: CPU threads for tensor operations; None leaves it to the server's settings, and those to the
+            cores there are.
         state_dir: where what the client remembers from round to round is kept; None keeps it in memory only.
+        cache_dir: where tokenised rows are kept; None keeps none.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class LocalWorkload:
         sync: Literal["slice", "full"] = "slice",
         threads: int | None = None,
         state_dir: Path | None = None,
+        cache_dir: Path | None = None,
     ) -> None:
         self._path = data
         self._device = choose_device(device)
@@ -64,6 +68,7 @@ class LocalWorkload:
         self._sync = sync
         self._threads = threads
         self._state_dir = state_dir
+        self._tokens = TokenCache(cache_dir)
         self._trainer: LocalTrainer | None = None
         self._seed = 0
         self._client_id = ""
@@ -91,7 +96,7 @@ class LocalWorkload:
             split: load_examples(spec, split, data=self._path, shard=self._shard, seed=self._seed, columns=columns)
             for split in _SPLITS
         }
-        encoded = {split: family.encode(spec.name, examples) for split, examples in parts.items()}
+        encoded = {split: self._tokens.encode(family, spec.name, examples) for split, examples in parts.items()}
         report = DataReport(
             train=len(parts["train"]), validation=len(parts["validation"]), source=parts["train"].source[:2000]
         )
@@ -151,7 +156,8 @@ class LocalWorkload:
     def _settings_of(self, work: Work) -> TrainSettings:
         given = work.evaluation_settings if work.training is None else work.training
         settings = TrainSettings() if given is None else _understood(TrainSettings, given)
-        return settings.model_copy(update={"threads": self._threads}) if self._threads else settings
+        count = self._threads or settings.threads or usable_cores()
+        return settings.model_copy(update={"threads": count})
 
     def _ready(self) -> LocalTrainer:
         if self._trainer is None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
 from client.slot_model import SlotModel
+from client.vocabulary import CompactTable
 
 
 class ProximalTerm:
@@ -15,24 +19,29 @@ class ProximalTerm:
     if it stood in the loss. A row of an embedding table that no example touched has not left its received value, so its
     gradient stays exactly zero. Slots that live on the client are left alone: nobody else's value pulls them.
 
-    Memory: what is trained once more.
-
     Args:
-        model: loaded for training, and not trained yet.
+        model: loaded for training.
+        received: slot id to received value; read in every step.
         mu: how strong, above 0.
+        tables: slot id to its compact table, as they come to be.
     """
 
-    def __init__(self, model: SlotModel, mu: float) -> None:
+    def __init__(
+        self, model: SlotModel, received: Mapping[str, Tensor], mu: float, tables: Mapping[str, CompactTable]
+    ) -> None:
         self._mu = mu
-        self._held = [
-            (model.parameter(slot_id), model.value(slot_id).clone())
+        self._tables = tables
+        self._held = {
+            slot_id: (model.parameter(slot_id), received[slot_id].to(model.device))
             for slot_id, slot in model.trained_by(frozenset(model.tasks)).items()
             if slot_id in model.parameter_slots and slot.residence == "server"
-        ]
+        }
 
     @torch.no_grad()
     def apply(self, optimizer: Optimizer) -> None:  # noqa: ARG002  # see `client.correction.Correction`
         """Add the term to the gradients of the step."""
-        for parameter, start in self._held:
+        for slot_id, (parameter, start) in self._held.items():
             if parameter.grad is not None:
-                parameter.grad.add_(parameter - start, alpha=self._mu)
+                table = self._tables.get(slot_id)
+                anchor = start if table is None else table.received_rows()
+                parameter.grad.add_(parameter - anchor, alpha=self._mu)

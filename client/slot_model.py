@@ -7,13 +7,15 @@ same `nn.Parameter` in both, so both tasks train it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from client.compilation import compiled
+from client.dropout import DropoutStream, use_stream
 from common.errors import PlanError
 from common.plan import Slice, Slot
 
@@ -48,6 +50,7 @@ class SlotModel:
         check_slice(family, slice_, tasks)
         self.tasks = tuple(tasks)
         self.device = device
+        self.dropout = DropoutStream()
         self.slots = {slot.id: slot for slot in slice_.slots if slot.tasks & set(tasks)}
         self._tensors: dict[str, Tensor] = {}
         self.replicas = tuple(
@@ -57,8 +60,9 @@ class SlotModel:
         self._trains = {task: frozenset(s.id for s in self.slots.values() if task in s.trained_by) for task in tasks}
         self._active: frozenset[str] | None = None
         self._open: frozenset[str] = frozenset(self.slots)
+        self._compiled: dict[int, nn.Module] = {}
 
-    def load(self, values: Mapping[str, Tensor], *, training: bool) -> None:
+    def load(self, values: Mapping[str, Tensor], *, training: bool, in_place: Container[str] = ()) -> None:
         """Give every slot its value and put the modules into training or evaluation mode.
 
         The values themselves are never written to. For training, slots that may change get a copy on the device;
@@ -67,6 +71,8 @@ class SlotModel:
         Args:
             values: slot id to value; may hold more than this model's slots.
             training: which mode.
+            in_place: slots that are read in place although they may change; who asks for it gives their
+                parameters other memory before the first step.
 
         Raises:
             PlanError: a slot has no value, or one of another shape or dtype.
@@ -83,7 +89,7 @@ class SlotModel:
             tensor = self._tensors[slot_id]
             # Buffers are written to by the forward pass (running means) even where no task trains them.
             changes = training and (bool(slot.trained_by & set(self.tasks)) or slot.spec.kind == "buffer")
-            tensor.data = value.detach().to(self.device, copy=changes)
+            tensor.data = value.detach().to(self.device, copy=changes and slot_id not in in_place)
             tensor.grad = None
         self.open(self.slots)
         for replica in self.replicas:
@@ -91,7 +97,8 @@ class SlotModel:
 
     def forward(self, task: str, batch: Mapping[str, Tensor]) -> Tensor:
         """Outputs of one task: logits ``(B, C)`` or scores ``(B,)``; the batch is on the model's device."""
-        outputs: Tensor = self._module_of[task](task, batch)
+        module: nn.Module = self._module_of[task]
+        outputs: Tensor = self._compiled.get(id(module), module)(task, batch)
         return outputs
 
     def forward_parts(self, parts: Mapping[str, slice], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -126,6 +133,21 @@ class SlotModel:
     def is_open(self, slot_id: str) -> bool:
         """Whether tasks that may train a slot can do so now."""
         return slot_id in self._open
+
+    def compile(self) -> None:
+        """Compile the forward pass of every replica, once.
+
+        Raises:
+            ConfigError: this machine lacks what compiling needs.
+        """
+        for replica in self.replicas:
+            if id(replica.module) not in self._compiled:
+                self._compiled[id(replica.module)] = compiled(replica.module, self.device)
+
+    def clear_gradients(self) -> None:
+        """Let go of all gradients."""
+        for tensor in self._tensors.values():
+            tensor.grad = None
 
     def train_only(self, *tasks: str) -> None:
         """Let gradients flow to the open slots that one of these tasks may train, and to no others."""
@@ -197,6 +219,7 @@ class SlotModel:
                 setattr(module.get_submodule(owner), leaf, shared)
         if left := [name for name in names if isinstance(_tensor_at(module, name), nn.Parameter)]:
             raise PlanError(f"the slice has no slot for parameters {left} of the model built for {list(group)}")
+        use_stream(module, self.dropout)
         return Replica(group, module)
 
 

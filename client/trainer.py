@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -25,19 +26,21 @@ from client.evaluate import evaluate_task
 from client.failures import TrainingCancelled, TrainingDiverged
 from client.memory import ClientMemory, Memory, resident, residents
 from client.objective import Objective
+from client.precision import faster_precision
 from client.proximal import ProximalTerm
 from client.sampling import weakness_of
 from client.slot_model import SlotModel
 from client.tally import Progress, Tally, TaskReport
 from client.time_budget import TimeBudget
 from client.unfreezing import openings
+from client.vocabulary import CompactVocabulary, compactable
 from common.control_variates import control_slots, is_control, without_controls
 from common.errors import PlanError
 from common.metrics import Evaluation
 from common.plan import Slice, Slot
 from common.seeds import derive_seed
 from common.torch_tensors import fingerprint
-from common.training import Position, TrainSettings, round_steps
+from common.training import Position, Precision, TrainSettings, round_steps
 
 if TYPE_CHECKING:
     from common.families.base import EncodedSplit, Family
@@ -72,7 +75,8 @@ class LocalResult:
     Attributes:
         deltas: slot id to trained value minus received value, float32 on the CPU, all finite; exactly the
             travelling slots that a task in `reports` may train and that were open in the last step. Rows of an
-            embedding table that no example touched are exactly zero. With SCAFFOLD also what the control variates of
+            embedding table that no example touched are exactly zero; of a table that was kept compact the others come
+            as a sparse tensor, coalesced, with one sparse dimension. With SCAFFOLD also what the control variates of
             those slots change by.
         reports: the tasks that took at least one step (with fewer steps than tasks, not all do).
         remembered: whether what the client remembers of the round outlives this process.
@@ -111,6 +115,7 @@ class LocalTrainer:
         self._memory = ClientMemory() if memory is None else memory
         self._bound: tuple[Slice, SlotModel] | None = None
         self._last_results: tuple[tuple[TrainSettings, str], dict[str, Evaluation]] | None = None
+        self._precision: Precision = "auto"
 
     def evaluate(
         self,
@@ -139,7 +144,8 @@ class LocalTrainer:
         with _TURN, threads(settings.threads), deterministic(settings.deterministic):
             model = self._bind(slice_)
             memory = self._memory.latest() if before_round is None else self._memory.before(before_round, counted)
-            return self._evaluated(model, _with_residents(model, values, memory), settings, cancelled)
+            received = _with_residents(model, values, memory)
+            return self._evaluated(model, received, self._prepared(model, received, settings), cancelled)
 
     def train(
         self,
@@ -177,30 +183,30 @@ class LocalTrainer:
             memory = self._memory.before(position.round, counted)
             _tell_of_lost_memory(slice_, memory, counted)
             received = _with_residents(model, values, memory)
+            settings = self._prepared(model, received, settings)
             trainable = [task for task in model.tasks if model.trained_by(frozenset({task}))]
             if not trainable:
                 raise PlanError(f"no slot of the slice may be trained by the client's tasks {sorted(self._data)}")
             lengths = {task: self._data[task].train.lengths for task in trainable}
             weakness = self._weakness(model, trainable, received, settings, cancelled)
-            model.load(received, training=True)
+            vocabulary = self._load_for_training(model, slice_, received, settings, trainable)
             batches = round_batches(lengths, settings, position, seed, client_id, weakness)
             sizes = {task: len(rows) for task, rows in lengths.items()}
             total = round_steps(settings, sizes)
             stages, budget = openings(model, settings, sizes), TimeBudget(settings.max_seconds, self._clock)
 
-            with dropout_stream(
-                self._device, derive_seed(seed, "round", position.round, "client", client_id, "dropout")
-            ):
-                corrections, controls = _corrections(model, slice_, received, memory, settings)
-                objective = Objective(model, self._family, self._data, settings, trainable, memory.numbers)
+            with self._dropout(model, derive_seed(seed, "round", position.round, "client", client_id, "dropout")):
+                corrections, controls = _corrections(model, slice_, received, memory, settings, vocabulary)
+                objective = Objective(model, self._family, vocabulary.data(), settings, trainable, memory.numbers)
                 tally = Tally(position, total, progress)
                 reports = descend(
                     *(model, objective, batches, total, settings, position, tally, cancelled),
                     corrections=corrections,
                     openings=stages,
                     budget=budget,
+                    vocabulary=vocabulary,
                 )
-            deltas, own = _changes(model, received, frozenset(reports))
+            deltas, own = _changes(model, received, frozenset(reports), vocabulary)
             if controls is not None:
                 control_deltas, own_controls = controls.changes(deltas)
                 deltas, own = {**deltas, **control_deltas}, {**own, **own_controls}
@@ -208,6 +214,29 @@ class LocalTrainer:
             numbers = {**memory.numbers, **objective.numbers(reports)}
             now = Memory({**memory.tensors, **residents(own)}, numbers)
             return LocalResult(deltas, reports, self._memory.keep(position.round, now, counted))
+
+    def _load_for_training(
+        self,
+        model: SlotModel,
+        slice_: Slice,
+        received: Mapping[str, Tensor],
+        settings: TrainSettings,
+        tasks: Sequence[str],
+    ) -> CompactVocabulary:
+        """Load the model; the result says of which tables only the rows that batches touch are trained."""
+        # A table that grows has another shape each time, for which a compiled model would be compiled again; and
+        # SCAFFOLD's correction moves rows that no batch of this client touches.
+        compact = settings.compact_vocabulary and not settings.compile and not control_slots(slice_)
+        by_rows = compactable(self._family, model, self._data, tasks) if compact else {}
+        model.load(received, training=True, in_place={slot.id for slot in by_rows.values()})
+        return CompactVocabulary(by_rows, model, received, self._data)
+
+    @contextmanager
+    def _dropout(self, model: SlotModel, seed: int) -> Iterator[None]:
+        """Draw dropout from this seed inside."""
+        model.dropout.restart(seed)
+        with dropout_stream(self._device, seed):
+            yield
 
     def _evaluated(
         self,
@@ -260,9 +289,24 @@ class LocalTrainer:
             self._bound = (slice_, SlotModel(self._family, without_controls(slice_), tasks, self._device))
         return self._bound[1]
 
+    def _prepared(self, model: SlotModel, received: Mapping[str, Tensor], settings: TrainSettings) -> TrainSettings:
+        """The settings with ``auto`` resolved, once for all rounds; the model compiled if that is asked."""
+        if settings.compile:
+            model.compile()
+        if settings.precision != "auto":
+            return settings
+        if self._precision == "auto":
+            trained = [task for task in model.tasks if model.trained_by(frozenset({task}))]
+            if not trained:  # nothing will be: no backward pass to time
+                return settings.model_copy(update={"precision": "fp32"})
+            model.load(received, training=True)
+            task, split = self._family.tasks[trained[0]], self._data[trained[0]].train
+            self._precision = faster_precision(model, task, split, settings.batch_size)
+        return settings.model_copy(update={"precision": self._precision})
+
 
 def _changes(
-    model: SlotModel, received: Mapping[str, Tensor], tasks: frozenset[str]
+    model: SlotModel, received: Mapping[str, Tensor], tasks: frozenset[str], vocabulary: CompactVocabulary
 ) -> tuple[dict[str, Tensor], dict[Slot, Tensor]]:
     """Deltas of the travelling slots that these tasks trained, and the new values of the client's own slots.
 
@@ -272,6 +316,9 @@ def _changes(
     own: dict[Slot, Tensor] = {}
     for slot_id, slot in model.trained_by(tasks).items():
         if not model.is_open(slot_id):
+            continue
+        if slot_id in vocabulary.tables:
+            deltas[slot_id] = vocabulary.tables[slot_id].delta()
             continue
         value = model.take(slot_id)
         if slot.residence == "client":
@@ -284,7 +331,7 @@ def _changes(
 def _require_finite(deltas: Mapping[str, Tensor], own: Mapping[Slot, Tensor], position: Position) -> None:
     """Raises TrainingDiverged where something that a round has changed is not finite."""
     for slot_id, value in (*deltas.items(), *((slot.id, value) for slot, value in own.items())):
-        if not bool(torch.isfinite(value).all()):
+        if not bool(torch.isfinite(value._values() if value.is_sparse else value).all()):
             raise TrainingDiverged(
                 f"round {position.round}: slot {slot_id!r} is not finite after training. "
                 "Lower training.learning_rate, or set training.max_grad_norm."
@@ -292,12 +339,17 @@ def _require_finite(deltas: Mapping[str, Tensor], own: Mapping[Slot, Tensor], po
 
 
 def _corrections(
-    model: SlotModel, slice_: Slice, received: Mapping[str, Tensor], memory: Memory, settings: TrainSettings
+    model: SlotModel,
+    slice_: Slice,
+    received: Mapping[str, Tensor],
+    memory: Memory,
+    settings: TrainSettings,
+    vocabulary: CompactVocabulary,
 ) -> tuple[list[Correction], ControlVariates | None]:
     """What changes each step's gradients, in order, and the one of them that has something to send afterwards."""
     corrections: list[Correction] = []
     if settings.proximal:
-        corrections.append(ProximalTerm(model, settings.proximal))
+        corrections.append(ProximalTerm(model, received, settings.proximal, vocabulary.tables))
     pairs = control_slots(slice_)
     if not pairs:
         return corrections, None

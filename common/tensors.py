@@ -84,21 +84,69 @@ def encode_tensor(slot: str, array: Array, *, allow_rows: bool = False, dtype: s
     if rows is None:
         parts: tuple[memoryview, ...] = (_bytes_of(flat),)
     else:
-        padding = b"\0" * (-rows.nbytes % 8)
-        parts = (memoryview(rows.tobytes() + padding), _bytes_of(flat[rows]))
+        parts = _rows_payload(rows, flat[rows])
+    return _encoded(slot, name, array.shape, None if rows is None else len(rows), parts)
+
+
+def encode_rows(slot: str, rows: Array, values: Array, shape: tuple[int, ...], *, dtype: str) -> EncodedTensor | None:
+    """Lay out a tensor of which only some rows are given; the others are zero.
+
+    The bytes are those that `encode_tensor` with ``allow_rows`` makes of the whole tensor.
+
+    Args:
+        slot: the slot's id.
+        rows: ``(R,)``, strictly increasing indices.
+        values: ``(R, *shape[1:])``, these rows' elements; rows of zero bits are left out.
+        shape: of the whole tensor, 2 dimensions or more.
+        dtype: element type by name.
+
+    Returns:
+        None where all elements are sent as well (`ROWS_WORTHWHILE`): encode the whole tensor then.
+
+    Raises:
+        ValueError: an element type that does not travel, or rows that don't fit the shape.
+    """
+    if NUMPY_DTYPES.get(dtype) != values.dtype or values.shape != (len(rows), *shape[1:]) or len(shape) < 2:
+        raise ValueError(f"slot {slot!r}: {values.dtype} of shape {values.shape} are no rows of {dtype}{list(shape)}")
+    flat = np.ascontiguousarray(values)
+    if not flat.size or shape[0] >= 2**32:
+        return None if flat.size or not shape[0] else _encoded(slot, dtype, shape, 0, ())
+    kept = np.flatnonzero(_any_bits(flat))
+    index = rows[kept].astype(_INDEX)
+    size = _rows_size(len(index), flat.nbytes // len(flat))
+    if size > ROWS_WORTHWHILE * shape[0] * (flat.nbytes // len(flat)):
+        return None
+    return _encoded(
+        slot, dtype, shape, len(index), _rows_payload(index, flat if len(kept) == len(flat) else flat[kept])
+    )
+
+
+def _encoded(
+    slot: str, dtype: str, shape: tuple[int, ...], rows: int | None, parts: tuple[memoryview, ...]
+) -> EncodedTensor:
+    """Header and payload; `rows` is None for ``raw``."""
     kept = tuple(part for part in parts if part.nbytes)
     header = TensorHeader.model_validate(
         {
             "slot": slot,
-            "dtype": name,
-            "shape": array.shape,
+            "dtype": dtype,
+            "shape": shape,
             "encoding": "raw" if rows is None else "rows",
-            "rows": None if rows is None else len(rows),
+            "rows": rows,
             "nbytes": sum(part.nbytes for part in kept),
             "checksum": payload_checksum(kept),
         }
     )
     return EncodedTensor(header, kept)
+
+
+def _rows_payload(rows: Array, values: Array) -> tuple[memoryview, ...]:
+    padding = b"\0" * (-rows.nbytes % 8)
+    return memoryview(rows.tobytes() + padding), _bytes_of(values)
+
+
+def _rows_size(rows: int, row_bytes: int) -> int:
+    return -(-rows * _INDEX.itemsize // 8) * 8 + rows * row_bytes
 
 
 def payload_checksum(parts: Sequence[bytes | bytearray | memoryview]) -> int:
@@ -197,13 +245,18 @@ def _rows_worth_sending(array: Array) -> Array | None:
     """Indices of the rows with any non-zero bit, or None where sending all elements is as good."""
     if array.ndim < 2 or not array.size or array.shape[0] >= 2**32:
         return None
+    rows = np.flatnonzero(_any_bits(array)).astype(_INDEX)
+    return rows if _rows_size(len(rows), array.nbytes // array.shape[0]) <= ROWS_WORTHWHILE * array.nbytes else None
+
+
+def _any_bits(array: Array) -> Array:
+    """(R,), nonzero for each row of a contiguous array that is not all zero bits; -0.0 has one."""
     row_bytes = array.nbytes // array.shape[0]
-    # The widest integer that divides a row: zero bits, not zero values, so that -0.0 survives.
+    # The widest integer that divides a row.
     width = next(width for width in (8, 4, 2, 1) if row_bytes % width == 0)
     bits = array.reshape(-1).view(f"u{width}").reshape(array.shape[0], row_bytes // width)
-    rows = np.flatnonzero(np.bitwise_or.reduce(bits, axis=1)).astype(_INDEX)
-    size = -(-rows.nbytes // 8) * 8 + len(rows) * row_bytes
-    return rows if size <= ROWS_WORTHWHILE * array.nbytes else None
+    any_bits: Array = np.bitwise_or.reduce(bits, axis=1)
+    return any_bits
 
 
 if sys.byteorder != "little":  # pragma: no cover

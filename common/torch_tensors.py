@@ -10,7 +10,7 @@ import xxhash
 from torch import Tensor
 
 from common.messages import TensorHeader
-from common.tensors import NUMPY_DTYPES, Array, EncodedTensor, decode_tensor, encode_tensor
+from common.tensors import NUMPY_DTYPES, Array, EncodedTensor, decode_tensor, encode_rows, encode_tensor
 
 TORCH_DTYPES = {
     "float64": torch.float64,
@@ -47,7 +47,18 @@ def tensor_of(array: Array, dtype: str) -> Tensor:
 
 
 def encode(slot: str, tensor: Tensor, *, allow_rows: bool = False) -> EncodedTensor:
-    """`common.tensors.encode_tensor` for a torch tensor; views of its memory, no copies on the CPU."""
+    """`common.tensors.encode_tensor` for a torch tensor; views of its memory, no copies on the CPU.
+
+    A sparse tensor (coalesced, one sparse dimension) is laid out from its rows, into the same bytes as the dense one.
+    """
+    if tensor.is_sparse:
+        rows = array_of(tensor.indices()[0])
+        values = array_of(tensor.values())
+        if allow_rows:
+            encoded = encode_rows(slot, rows, values, tuple(tensor.shape), dtype=dtype_name(tensor))
+            if encoded is not None:
+                return encoded
+        tensor = tensor.to_dense()
     return encode_tensor(slot, array_of(tensor), allow_rows=allow_rows, dtype=dtype_name(tensor))
 
 

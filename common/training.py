@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, fiel
 from common.selectors import check_selector
 from common.strict_model import StrictModel
 
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "bf16", "auto"]
 TaskSampling = Literal["proportional", "even", "sqrt", "temperature", "annealed", "performance"]
 LossWeighting = Literal["fixed", "uncertainty", "dwa", "gradnorm"]
 SurgeryMethod = Literal["none", "pcgrad", "cagrad", "upgrad", "mgda", "aligned_mtl"]
@@ -194,14 +194,26 @@ class TrainSettings(StrictModel):
     length_buckets: bool = True
     """Put examples of similar length into one batch, so that little padding is computed."""
 
+    compact_vocabulary: bool = True
+    """Train only those embedding rows that the round's batches touch. The result is that of the whole table (to
+    rounding in the gradient's norm), in less time and memory. Tables stay whole where that would not be so: with
+    weight decay on embeddings, with a federated correction, and in encoders that use token ids for more than
+    looking them up; and with `compile`."""
+
     eval_batch_size: int = Field(default=128, ge=1)
     """Examples per batch of an evaluation."""
 
     precision: Precision = "fp32"
-    """`bf16` computes the forward and backward pass in bfloat16 (autocast); parameters and updates stay float32."""
+    """`bf16` computes the forward and backward pass in bfloat16 (autocast); parameters and updates stay float32.
+    `auto`: each client times both with its model and data when it first gets work, and takes bf16 for the whole run
+    where it is clearly faster. What is taken follows from timing, so two runs may differ (docs/determinism.md)."""
+
+    compile: bool = False
+    """Compile the model's forward and backward pass (`torch.compile`): on CPUs it needs a C++ compiler, on CUDA
+    Triton, and the first steps of a run take a minute. Dropout then draws from torch's own stream."""
 
     threads: int | None = Field(default=None, ge=1)
-    """CPU threads of the client's tensor operations; null leaves the choice to the client."""
+    """CPU threads of the client's tensor operations; null: as many as the client has cores, see docs/determinism.md."""
 
     deterministic: bool = True
     """Use only operations that give the same bits each time on the same machine, or fail where there is none."""

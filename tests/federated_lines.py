@@ -77,6 +77,7 @@ class Rows:
 class LineFamily:
     name = "line"
     feature_columns: tuple[str, ...] = ()
+    token_rows: tuple[str, ...] = ()
     tasks: Mapping[str, TaskSpec] = {TASK: TaskSpec.model_validate({"name": TASK, "kind": "regression"})}
 
     def blueprint(self) -> Blueprint:
@@ -91,6 +92,9 @@ class LineFamily:
 
     def encode(self, task: str, examples: Any) -> Any:  # noqa: ANN401
         raise NotImplementedError
+
+    def encoding_key(self, task: str) -> str | None:  # noqa: ARG002  # nothing is encoded
+        return None
 
     def describe(self) -> dict[str, Any]:
         return {}

@@ -123,6 +123,7 @@ class Family(Protocol):
         name: as in the configuration's `model.family`.
         tasks: the specification of each task.
         feature_columns: input columns besides the tasks' text columns, for `load_examples(columns=...)`.
+        token_rows: parameters whose rows a batch's `input_ids` choose, and which nothing reads otherwise.
     """
 
     @property
@@ -133,6 +134,9 @@ class Family(Protocol):
 
     @property
     def feature_columns(self) -> tuple[str, ...]: ...
+
+    @property
+    def token_rows(self) -> tuple[str, ...]: ...
 
     def blueprint(self) -> Blueprint:
         """Every tensor that is shared or sent, once; a tied tensor under one name. Allocates no weights."""
@@ -161,6 +165,13 @@ class Family(Protocol):
 
     def encode(self, task: str, examples: Examples) -> EncodedSplit:
         """Turn rows into model inputs, kept compactly; `DataError` where a row can't be read."""
+        ...
+
+    def encoding_key(self, task: str) -> str | None:
+        """All that decides, beside the texts of the rows, what ids `encode` makes of them.
+
+        None: what it makes is not worth keeping on disk.
+        """
         ...
 
     def describe(self) -> dict[str, Any]:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+if TYPE_CHECKING:
+    from common.data.examples import Examples
+    from common.tasks import TaskSpec
 
 
 @dataclass(frozen=True)
@@ -43,11 +48,7 @@ class EncodedText:
         Args:
             indices: (B,) row numbers, at least one.
         """
-        starts = self.offsets[indices]
-        lengths = self.offsets[np.asarray(indices) + 1] - starts
-        positions = np.arange(int(lengths.max()))
-        real = positions < lengths[:, None]
-        sources = (starts[:, None] + positions)[real]
+        real, sources = self._places(indices)
 
         def padded(flat: np.ndarray, fill: int) -> Tensor:
             block = np.full(real.shape, fill, dtype=np.int64)
@@ -58,6 +59,19 @@ class EncodedText:
         if self.type_ids is not None:
             batch["token_type_ids"] = padded(self.type_ids, 0)
         return batch
+
+    def tokens(self, indices: np.ndarray) -> np.ndarray:
+        """(T,) int32, the ids of these rows one after the other, without padding."""
+        found: np.ndarray = self.ids[self._places(indices)[1]]
+        return found
+
+    def _places(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Where a padded block of these rows holds tokens, (B, L) bool, and their places in `ids`, (T,)."""
+        starts = self.offsets[indices]
+        lengths = self.offsets[np.asarray(indices) + 1] - starts
+        positions = np.arange(int(lengths.max()))
+        real = positions < lengths[:, None]
+        return real, (starts[:, None] + positions)[real]
 
 
 def joinable(splits: Iterable[object]) -> bool:
@@ -90,3 +104,9 @@ def collate_parts(parts: Sequence[tuple[EncodedText, np.ndarray]]) -> dict[str, 
         )
         for name in batches[0]
     }
+
+
+def labels_of(task: TaskSpec, examples: Examples) -> Tensor:
+    """(N,) int64 class ids, or float32 scores, in memory of their own."""
+    dtype = np.float32 if task.kind == "regression" else np.int64
+    return torch.from_numpy(np.array(examples.labels, dtype=dtype))

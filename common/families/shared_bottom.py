@@ -124,6 +124,7 @@ class SharedBottomFamily:
     """See `common.families.base.Family`."""
 
     name = FAMILY
+    token_rows: tuple[str, ...] = ()
 
     def __init__(self, description: SharedBottomDescription, tasks: Mapping[str, TaskSpec]) -> None:
         self.tasks = dict(tasks)
@@ -218,6 +219,10 @@ class SharedBottomFamily:
             width=self._description.one_hot_width,
             labels=torch.from_numpy(np.array(examples.labels, dtype=dtype)),
         )
+
+    def encoding_key(self, task: str) -> str | None:  # noqa: ARG002  # the family's interface
+        """See `Family.encoding_key`: rows of numbers are quick to make."""
+        return None
 
     def describe(self) -> dict[str, Any]:
         """See `Family.describe`."""

@@ -5,6 +5,7 @@ Parameters are named ``encoder.<name in the Hugging Face model>`` and ``heads.<t
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
+import tokenizers
 import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
@@ -25,11 +26,12 @@ from common.families import encoder_source
 from common.families.base import ModelSummary
 from common.families.config import SYNTHETIC_WORDS, InlineEncoder, TransformerConfig
 from common.families.encoded_pairs import EncodedPairs
-from common.families.encoded_text import EncodedText
+from common.families.encoded_text import EncodedText, labels_of
 from common.families.encoder_source import EncoderSource
 from common.families.heads import check_task_names, head_spec, initial_head_value
 from common.families.lora import adapted_name, check_peft_is_installed, initial_adapter_value, lora_spec
 from common.families.module_blueprint import blueprint_of, federated_tensors
+from common.families.token_rows import tables_of_tokens
 from common.families.tokenization import (
     TOKENIZER_CONFIG_JSON,
     TOKENIZER_JSON,
@@ -160,6 +162,13 @@ class TransformerFamily:
             model = assemble(self._description, tasks)
         return blueprint_of(model, FAMILY, tasks, group_of, partial(is_trained, self._description))
 
+    @cached_property
+    def token_rows(self) -> tuple[str, ...]:
+        """See `Family.token_rows`: the word embeddings, of encoders known to use token ids for nothing else."""
+        with torch.device("meta"):
+            encoder = new_encoder(encoder_config(self._description), pooler=self._description.pooler)
+        return tuple(f"encoder.{name}" for name in tables_of_tokens(encoder, self._description.pad_id))
+
     def build(self, tasks: Sequence[str]) -> TransformerModel:
         """See `Family.build`."""
         if not tasks or not set(tasks) <= self.tasks.keys():
@@ -205,12 +214,26 @@ class TransformerFamily:
         if separate:
             texts = [[text for pair in zip(*texts, strict=True) for text in pair]]
         ids, type_ids, offsets = tokenize(tokenizer, texts, with_type_ids=self._description.token_type_ids)
-        dtype = np.float32 if spec.kind == "regression" else np.int64
-        labels = torch.from_numpy(np.array(examples.labels, dtype=dtype))
+        labels = labels_of(spec, examples)
         if separate:
             pairs = EncodedText(ids, type_ids, offsets, labels.repeat_interleave(2), self._description.pad_id)
             return EncodedPairs(pairs)
         return EncodedText(ids, type_ids, offsets, labels, self._description.pad_id)
+
+    def encoding_key(self, task: str) -> str | None:
+        """See `Family.encoding_key`; None for pairs that are read separately, which are not kept."""
+        given = self._description
+        if given.heads[task].separate:
+            return None
+        decides = [
+            hashlib.sha256(self._assets[TOKENIZER_JSON]).hexdigest(),
+            tokenizers.__version__,
+            given.max_length,
+            given.token_type_ids,
+            given.pad_id,
+            len(self.tasks[task].text),
+        ]
+        return json.dumps(decides)
 
     def describe(self) -> dict[str, Any]:
         """See `Family.describe`."""

@@ -14,6 +14,7 @@ from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedConfig
 
 from common.errors import ConfigError, ProtocolError
 from common.families.base import MultiTaskModel
+from common.families.bert_forward import bert_forward, written_out
 from common.families.heads import HeadSpec, build_heads, pair_features
 from common.families.lora import LoraSpec, add_adapters
 from common.families.pooling import Pooling, first_last_average, pool
@@ -55,6 +56,7 @@ class TransformerModel(MultiTaskModel):
         self.heads = heads
         self._pooling = description.pooling
         self._pooler = description.pooler
+        self._written_out = written_out(encoder)
         self._regressions = {task for task, spec in description.heads.items() if spec.regression}
         self._on_features = {
             task for task, spec in description.heads.items() if spec.separate and spec.kind != "cosine"
@@ -81,14 +83,11 @@ class TransformerModel(MultiTaskModel):
 
     def _pooled(self, inputs: dict[str, Tensor]) -> Tensor:
         """(N, L) inputs to (N, H)."""
-        if self._pooler:
-            vectors: Tensor = self.encoder(**inputs).pooler_output
-            return vectors
         if self._pooling == "first_last":
             tokens = first_last_average(self.encoder(**inputs, output_hidden_states=True).hidden_states)
-        else:
-            tokens = self.encoder(**inputs).last_hidden_state
-        return pool(tokens, inputs["attention_mask"], self._pooling)
+            return pool(tokens, inputs["attention_mask"], self._pooling)
+        tokens, of_pooler = self._encode(inputs)
+        return of_pooler if self._pooler else pool(tokens, inputs["attention_mask"], self._pooling)
 
     def _outputs(self, task: str, vectors: Tensor) -> Tensor:
         """(B, H) or (B, 2, H) to (B, C) or (B,)."""
@@ -96,6 +95,14 @@ class TransformerModel(MultiTaskModel):
             vectors = pair_features(vectors[:, 0], vectors[:, 1])
         logits: Tensor = self.heads[task](vectors)
         return logits.squeeze(-1) if task in self._regressions else logits
+
+    def _encode(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """The last layer's token vectors (of the first token alone where only that is pooled), the pooler's output."""
+        if self._written_out:
+            tokens, of_pooler = bert_forward(self.encoder, batch, first_only=self._pooling == "cls")
+            return tokens, tokens if of_pooler is None else of_pooler
+        outputs = self.encoder(**batch)
+        return outputs.last_hidden_state, outputs.pooler_output if self._pooler else outputs.last_hidden_state
 
 
 def assemble(description: TransformerDescription, tasks: Sequence[str]) -> TransformerModel:

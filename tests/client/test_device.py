@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 import torch
 
-from client.device import autocast, choose_device, describe_device, deterministic, threads
+from client.device import autocast, choose_device, describe_device, deterministic, threads, usable_cores
 from common.errors import ConfigError
 
 
@@ -67,3 +70,12 @@ def test_bfloat16_needs_hardware_that_has_it(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_the_log_line_names_device_and_threads() -> None:
     assert describe_device(torch.device("cpu")).startswith("cpu (")
+
+
+@pytest.mark.parametrize(("limit", "cores"), [("max 100000", 6), ("250000 100000", 2), ("50000 100000", 1), ("", 6)])
+def test_usable_cores_are_those_of_the_process_within_its_containers_share(
+    limit: str, cores: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
+    monkeypatch.setattr(Path, "read_text", lambda _: limit)
+    assert usable_cores() == cores

@@ -33,7 +33,7 @@ def test_the_gradient_is_mu_times_the_distance() -> None:
     slice_ = shared_slice(family, "mood", "score")
     model = SlotModel(family, slice_, ["mood", "score"], CPU)
     model.load(values_of(family, slice_), training=True)
-    term = ProximalTerm(model, 0.5)
+    term = ProximalTerm(model, values_of(family, slice_), 0.5, {})
     body, head = model.parameter("hidden.weight@mood+score"), model.parameter("heads.score.weight@score")
     with torch.no_grad():
         body.add_(2.0)
@@ -81,7 +81,7 @@ def test_what_lives_on_the_client_is_not_pulled() -> None:
     slice_ = plan.reside(heads, "client").slice(["mood"])
     model = SlotModel(family, slice_, ["mood"], CPU)
     model.load(values_of(family, slice_), training=True)
-    term = ProximalTerm(model, 1.0)
+    term = ProximalTerm(model, values_of(family, slice_), 1.0, {})
     head = model.parameter("heads.mood.weight@mood")
     with torch.no_grad():
         head.add_(1.0)

@@ -76,6 +76,7 @@ class TinySplit:
 class TinyFamily:
     name = "tiny"
     feature_columns: tuple[str, ...] = ()
+    token_rows: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -127,6 +128,9 @@ class TinyFamily:
 
     def encode(self, task: str, examples: Examples) -> TinySplit:
         raise NotImplementedError("the trainer gets encoded splits")
+
+    def encoding_key(self, task: str) -> str | None:  # noqa: ARG002  # the interface of families
+        return None
 
     def describe(self) -> dict[str, Any]:
         return {}
