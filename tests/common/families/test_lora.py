@@ -60,7 +60,8 @@ def test_base_weights_are_frozen_and_adapters_start_from_the_encoder_as_it_was(e
     batch = family.encode("qqp", texts("qqp")).collate(np.arange(5))
     with torch.no_grad():
         outputs = loaded(client, values)("qqp", batch)
-        assert torch.equal(outputs, loaded(plain, plain_values)("qqp", batch))
+        # Not bit for bit: of a plain last layer no keys are made for the first token.
+        torch.testing.assert_close(outputs, loaded(plain, plain_values)("qqp", batch), atol=1e-6, rtol=0)
         moved = {n: v + 0.1 if is_adapter(n) else v for n, v in values.items()}
         assert not torch.allclose(loaded(client, moved)("qqp", batch), outputs, atol=1e-4)
 
