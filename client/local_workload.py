@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Mapping, Set
 from pathlib import Path
 from typing import Final, Literal, TypeVar
 
@@ -45,7 +45,7 @@ class LocalWorkload:
         data: folder that relative paths of the tasks are resolved against, or one file of training rows.
         device: auto, cpu, cuda, cuda:N or mps.
         shard: the part of the rows that is this client's, where several share one source.
-        sync: with ``full`` an update holds every slot that is not frozen, those of other tasks unchanged.
+        sync: with ``full`` an update also holds the slots that only other tasks train, unchanged.
         threads: CPU threads for tensor operations; None leaves it to the server's settings, and those to the
             cores there are.
         state_dir: where what the client remembers from round to round is kept; None keeps it in memory only.
@@ -144,7 +144,7 @@ class LocalWorkload:
         )
         tensors = [encode(slot, delta, allow_rows=True) for slot, delta in result.deltas.items()]
         if self._sync == "full":
-            tensors += _unchanged(slice_, result.deltas.keys())
+            tensors += _unchanged(slice_, result.reports.keys())
         contributions = {
             task: TaskContribution(
                 num_examples=done.num_examples, num_steps=done.num_steps, loss=done.loss, seconds=done.seconds
@@ -186,10 +186,13 @@ def _understood(model: type[Model], data: object) -> Model:
         ) from error
 
 
-def _unchanged(slice_: Slice, trained: Container[str]) -> list[EncodedTensor]:
-    """Zero deltas for the slots of a full synchronisation that others train; what is frozen never goes up."""
+def _unchanged(slice_: Slice, tasks: Set[str]) -> list[EncodedTensor]:
+    """Zero deltas for the slots of a full synchronisation that only others train; what is frozen never goes up.
+
+    A slot that these tasks may train but left closed (`training.unfreeze`) stays out: its zeros would weigh.
+    """
     return [
         encode_tensor(slot.id, np.zeros(slot.shape, NUMPY_DTYPES[slot.dtype]), dtype=slot.dtype)
         for slot in slice_.travelling
-        if slot.id not in trained and slot.trained_by
+        if slot.trained_by and not slot.trained_by & tasks
     ]

@@ -7,7 +7,7 @@ same `nn.Parameter` in both, so both tasks train it.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -56,6 +56,7 @@ class SlotModel:
         self.replicas = tuple(
             self._bind(slice_, group, family.build(group).to(device)) for group in replica_groups(slice_, tasks)
         )
+        self._still = [part for replica in self.replicas for part in self._still_parts(replica.module)]
         self._module_of = {task: replica.module for replica in self.replicas for task in replica.tasks}
         self._trains = {task: frozenset(s.id for s in self.slots.values() if task in s.trained_by) for task in tasks}
         self._active: frozenset[str] | None = None
@@ -92,8 +93,11 @@ class SlotModel:
             tensor.data = value.detach().to(self.device, copy=changes and slot_id not in in_place)
             tensor.grad = None
         self.open(self.slots)
+        # A frozen batch normalisation would else train on what it is not evaluated with: statistics of the batch.
         for replica in self.replicas:
             replica.module.train(training)
+        for part in self._still:
+            part.training = False
 
     def forward(self, task: str, batch: Mapping[str, Tensor]) -> Tensor:
         """Outputs of one task: logits ``(B, C)`` or scores ``(B,)``; the batch is on the model's device."""
@@ -177,6 +181,10 @@ class SlotModel:
         """The slots that are parameters rather than buffers."""
         return {slot_id: slot for slot_id, slot in self.slots.items() if slot.spec.kind == "parameter"}
 
+    def trainers(self) -> list[str]:
+        """The tasks that may train a parameter; one that has nothing but buffers left has no step to take."""
+        return [task for task in self.tasks if not self._trains[task].isdisjoint(self.parameter_slots)]
+
     def trained_by(self, tasks: frozenset[str]) -> dict[str, Slot]:
         """The slots, buffers included, that one of these tasks may train."""
         return {slot_id: slot for slot_id, slot in self.slots.items() if slot.trained_by & tasks}
@@ -197,6 +205,16 @@ class SlotModel:
         tensor = self._tensors[slot_id]
         tensor.grad = None
         return tensor.detach().to("cpu", torch.float32)
+
+    def _still_parts(self, module: nn.Module) -> Iterator[nn.Module]:
+        """The parts with buffers of their own of whose slots no task here trains any: they run as in evaluation."""
+        slot_of = {id(tensor): self.slots[slot_id] for slot_id, tensor in self._tensors.items()}
+        for part in module.modules():
+            tensors = (*part.parameters(recurse=False), *part.buffers(recurse=False))
+            held = [slot_of[id(tensor)] for tensor in tensors if id(tensor) in slot_of]
+            moves = any(slot.spec.kind == "buffer" for slot in held)
+            if moves and not any(slot.trained_by & set(self.tasks) for slot in held):
+                yield part
 
     def _bind(self, slice_: Slice, group: tuple[str, ...], module: MultiTaskModel) -> Replica:
         """Put the tensors of the group's slots into a fresh module, under every name it knows them by."""

@@ -148,12 +148,13 @@ def _load(path: Path) -> tuple[np.ndarray, np.ndarray | None, np.ndarray, int] |
         with path.open("rb") as file:
             content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
         found = _parse(content)
-        os.utime(path)  # used now
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
         log.warning("tokenised rows in %s are of no use and are made again: %s", path, error)
         return None
+    with contextlib.suppress(OSError):  # a folder that can only be read
+        os.utime(path)  # used now
     return found
 
 

@@ -184,9 +184,9 @@ class LocalTrainer:
             _tell_of_lost_memory(slice_, memory, counted)
             received = _with_residents(model, values, memory)
             settings = self._prepared(model, received, settings)
-            trainable = [task for task in model.tasks if model.trained_by(frozenset({task}))]
+            trainable = model.trainers()
             if not trainable:
-                raise PlanError(f"no slot of the slice may be trained by the client's tasks {sorted(self._data)}")
+                raise PlanError(f"no parameter of the slice may be trained by the client's tasks {sorted(self._data)}")
             lengths = {task: self._data[task].train.lengths for task in trainable}
             weakness = self._weakness(model, trainable, received, settings, cancelled)
             vocabulary = self._load_for_training(model, slice_, received, settings, trainable)
@@ -296,7 +296,7 @@ class LocalTrainer:
         if settings.precision != "auto":
             return settings
         if self._precision == "auto":
-            trained = [task for task in model.tasks if model.trained_by(frozenset({task}))]
+            trained = model.trainers()
             if not trained:  # nothing will be: no backward pass to time
                 return settings.model_copy(update={"precision": "fp32"})
             model.load(received, training=True)

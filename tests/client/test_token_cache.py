@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import logging
+import os
 from pathlib import Path
 
 import numpy as np
@@ -126,6 +128,23 @@ def test_a_folder_that_can_not_be_written_costs_a_warning(tmp_path: Path, caplog
     with caplog.at_level(logging.WARNING):
         assert same(cache.encode(FAMILY, "sst2", texts("sst2")), FAMILY.encode("sst2", texts("sst2")))
     assert "could not be kept" in caplog.text
+
+
+def test_a_folder_that_can_only_be_read_serves_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    TokenCache(tmp_path, worthwhile_rows=1).encode(FAMILY, "sst2", texts("sst2"))
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(os, "utime", refuse)
+    family = Counting()
+    with caplog.at_level(logging.WARNING):
+        found = TokenCache(tmp_path, worthwhile_rows=1).encode(family, "sst2", texts("sst2"))  # type: ignore[arg-type]
+    assert same(found, FAMILY.encode("sst2", texts("sst2")))
+    assert family.times == 0
+    assert not caplog.text
 
 
 def test_what_was_not_used_for_longest_makes_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -410,3 +410,40 @@ def test_a_task_without_held_out_rows_is_not_evaluated() -> None:
     results = LocalTrainer(family, data, CPU).evaluate(slice_, values_of(family, slice_), TrainSettings())
     assert set(results) == {"mood"}
     assert results["mood"].examples == 16
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize("precision", ["fp32", "auto"])
+def test_a_task_with_nothing_but_buffers_to_train_takes_no_step(precision: str, mixed: bool) -> None:
+    tasks = ("mood", "score")
+    buffers = {p.name for p in TinyFamily(tasks).blueprint().parameters if p.kind == "buffer"}
+    plan = SharingPlan.shared(TinyFamily(tasks).blueprint())
+    settings = TrainSettings.model_validate({"batch_size": 8, "precision": precision, "mixed_batches": mixed})
+    for open_, trained in ((buffers, set()), (buffers | {"heads.score.weight"}, {"score"})):
+        slice_ = plan.freeze(slot.id for slot in plan.slots if slot.parameter not in open_).slice(tasks)
+        family, data = TinyFamily(tasks), tiny_data({"mood": 20, "score": 20})
+        if trained:
+            assert train(family, slice_, data, settings).reports.keys() == trained
+        else:
+            with pytest.raises(PlanError, match="no parameter of the slice may be trained"):
+                train(family, slice_, data, settings)
+
+
+def test_a_frozen_norm_works_as_in_evaluation_while_the_rest_trains() -> None:
+    family, data = TinyFamily(["mood"]), tiny_data({"mood": 30})
+    plan = SharingPlan.shared(family.blueprint())
+    slice_ = plan.freeze(slot.id for slot in plan.slots if slot.spec.group != "head").slice(["mood"])
+    values, model = values_of(family, slice_), TinyModel(["mood"], 0.0, tied=False)
+    model.load_state_dict({slot.parameter: values[slot.id] for slot in slice_.slots}, strict=False)
+    model.eval()
+    split = data["mood"].train
+    outputs = model("mood", split.collate(torch.arange(30).numpy()))
+    torch.autograd.backward(functional.cross_entropy(outputs, split.labels))
+    (gradient,) = [p.grad for name, p in model.named_parameters() if name == "heads.mood.weight"]
+    assert gradient is not None
+    trainer = LocalTrainer(family, data, CPU)
+    result = train(family, slice_, data, ONE_SGD_STEP, trainer=trainer, values=values)
+    torch.testing.assert_close(result.deltas["heads.mood.weight@mood"], -0.5 * gradient)
+    open_ = plan.slice(["mood"])
+    moved = train(family, open_, data, ONE_SGD_STEP, trainer=trainer).deltas
+    assert moved[open_.slot_of("mood", "norm.running_mean").id].any()

@@ -200,6 +200,22 @@ def test_full_synchronisation_leaves_out_what_is_frozen() -> None:
     assert sent == {slot.id for slot in given.slice_.travelling} - frozen
 
 
+def test_full_synchronisation_leaves_out_what_the_schedule_left_closed() -> None:
+    """Zeros of a slot that the client's own task trains would weigh in the round, and hold the others back."""
+    updates = {}
+    for sync in ("slice", "full"):
+        given = Given(sync)
+        given.training["unfreeze"] = [{"epoch": 0, "open": ["heads"]}]
+        given.work = given.work.model_copy(update={"training": given.training})
+        updates[sync] = given.prepared(sync).train(
+            given.work, given.slice_, given.received, _progress, threading.Event()
+        )
+    own, sent = ({tensor.header.slot for tensor in updates[sync].tensors} for sync in ("slice", "full"))
+    others = {slot.id for slot in given.slice_.travelling if slot.trained_by and "sst2" not in slot.trained_by}
+    assert others
+    assert sent == own | others
+
+
 class Failing:
     """A trainer that raises."""
 
