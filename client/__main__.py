@@ -196,5 +196,8 @@ async def _take_part(session: Session) -> int:
 if __name__ == "__main__":
     # Before torch is imported: idle worker threads should sleep, not spin, beside other processes.
     os.environ.setdefault("KMP_BLOCKTIME", "0")
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if "OMP_WAIT_POLICY" not in os.environ:
+        # They spin for some microseconds first: a small model's operations follow each other faster than a thread
+        # wakes up. Measured in docs/benchmarks.md, "Local training".
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     app()

@@ -21,7 +21,7 @@ P = ParamSpec("P")
 
 
 class FrozenDisk:
-    """What a session asks of the disk about frozen slots.
+    """What a session asks of the disk about slots whose values never change.
 
     Args:
         values: the files; None keeps nothing.
@@ -65,8 +65,9 @@ class FrozenDisk:
 
 
 def frozen_values(slice_: Slice, received: Received) -> dict[ValueKey, memoryview]:
-    """The payloads of the slots that nobody may train, as they were received."""
-    headers = [received[slot.id] for slot in slice_.travelling if not slot.trained_by]
+    """The payloads of the slots whose values on the server never change: which nobody may train, or clients keep."""
+    still = [slot for slot in slice_.slots if slot.residence == "client" or not slot.trained_by]
+    headers = [received[slot.id] for slot in still]
     return {header.key: payload for header, payload in headers}
 
 

@@ -186,7 +186,8 @@ class TrainSettings(StrictModel):
     implementations; heads keep their own gradients); needs `mixed_batches`. `pcgrad`: Yu et al. 2020, arXiv 2001.06782;
     `cagrad`: Liu et al. 2021, arXiv 2110.14048; `upgrad`: Quinton & Rey 2024, arXiv 2406.16232; `mgda`: Sener & Koltun
     2018, arXiv 1810.04650; `aligned_mtl`: Senushkin et al. 2023, arXiv 2305.19000. Where gradients agree `pcgrad` is
-    their sum; `upgrad`, `cagrad`, `mgda` and `aligned_mtl` have the size of a mean."""
+    their sum, `upgrad` their mean, `cagrad` 1 + `cagrad_c` times the mean; `mgda` is the shortest weighted mean, and
+    `aligned_mtl` scales all directions to the weakest, which is far less where gradients nearly agree."""
 
     cagrad_c: float = Field(default=0.5, ge=0, lt=1, allow_inf_nan=False)
     """How far `cagrad` may stray from the mean gradient, as a share of its size; 0 is the mean."""
@@ -196,9 +197,9 @@ class TrainSettings(StrictModel):
 
     compact_vocabulary: bool = True
     """Train only those embedding rows that the round's batches touch. The result is that of the whole table (to
-    rounding in the gradient's norm), in less time and memory. Tables stay whole where that would not be so: with
-    weight decay on embeddings, with a federated correction, and in encoders that use token ids for more than
-    looking them up; and with `compile`."""
+    rounding in the gradient's norm), in less time and memory. Tables stay whole where that would not be so (weight
+    decay on embeddings, SCAFFOLD, encoders that use token ids for more than looking them up), where a client keeps
+    its own, with pairs that are read separately, and with `compile`."""
 
     eval_batch_size: int = Field(default=128, ge=1)
     """Examples per batch of an evaluation."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from common.control_variates import is_control
 from common.messages import TaskContribution
 from common.plan import Slot
-from common.training import TrainSettings
+from common.training import TrainSettings, mixes
 from server.fednova import effective_steps, step_factors, steps_in_slot
 from server.scaffold import control_weights
 from server.strategy import Correction
@@ -34,10 +34,14 @@ def reweighing(
     def scaffold(slot: Slot, weights: Mapping[str, float]) -> Mapping[str, float]:
         return control_weights(slot, weights, present) if is_control(slot.spec) else weights
 
+    def steps_of(slot: Slot, client_id: str) -> int:
+        done = contributions[client_id]
+        return steps_in_slot(slot, done, mixed=mixes(training[client_id], done))
+
     def fednova(slot: Slot, weights: Mapping[str, float]) -> Mapping[str, float]:
         if slot.spec.kind != "parameter":
             return weights  # running means are no sums of steps
-        effective = {c: effective_steps(steps_in_slot(slot, contributions[c]), training[c]) for c in weights}
+        effective = {c: effective_steps(steps_of(slot, c), training[c]) for c in weights}
         factors = step_factors(weights, effective)
         return {client_id: weight * factors[client_id] for client_id, weight in weights.items()}
 

@@ -13,7 +13,8 @@ import logging
 import os
 import sqlite3
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import reduce
 from operator import getitem
@@ -26,6 +27,7 @@ from common.failpoints import failpoint
 from common.families import build_family, family_from_description
 from common.families.base import Family
 from common.families.saved import read_family, write_family
+from common.plan_diff import diff
 from server.config import LoadedConfig, resolve_config
 from server.course import Course
 from server.history import History
@@ -75,7 +77,8 @@ def begin(loaded: LoadedConfig, directory: RunDirectory, run_id: str) -> Start:
         ConfigError: the model can't be built, or has nothing of what `freezing` or the training settings choose.
     """
     directory.write_config(resolved(loaded, run_id))
-    family = build_family(loaded.config.model, loaded.specs, base_dir=loaded.base_dir)
+    with _problems_of(loaded.source):
+        family = build_family(loaded.config.model, loaded.specs, base_dir=loaded.base_dir)
     _check_training(loaded, family)
     write_family(family.describe(), family.assets(), directory.family)
     for path in sorted(directory.family.iterdir()):
@@ -83,7 +86,8 @@ def begin(loaded: LoadedConfig, directory: RunDirectory, run_id: str) -> Start:
     directory.disk.sync_folder(directory.family)
     failpoint("start.family_written")
     rules = loaded.config.federation
-    plan = initial_plan(rules.mode, family.blueprint(), rules.resident, rules.correction)
+    with _problems_of(loaded.source):
+        plan = initial_plan(rules.mode, family.blueprint(), rules.resident, rules.correction)
     schedule = resolve_schedule(loaded.config.freezing, plan, loaded.source)
     _tell_of_late_stages(schedule, loaded)
     course = Course(schedule, Selection.of(loaded.config.selection, loaded.specs, loaded.source))
@@ -124,11 +128,37 @@ def go_on(loaded: LoadedConfig, directory: RunDirectory) -> Start:
         raise
     _tell_of_late_stages(schedule, loaded)
     course = Course.restored(schedule, Selection.of(loaded.config.selection, loaded.specs, loaded.source), history)
+    model = _under_its_plan(model, course, history)
     directory.write_config(resolved(loaded, run_id))
     log.info("resuming from version %d", model.version)
     ended = model.version >= loaded.config.run.rounds or bool(course.outlook(model.version, model.plan).end)
     finished = history.get("finished") is not None and ended
     return Start(family, model, history, course, run_id, True, finished)
+
+
+def _under_its_plan(model: ModelState, course: Course, history: History) -> ModelState:
+    """The version with the plan that the configuration now gives the next round.
+
+    It is the one the version is stored with, unless `freezing` or `selection` say something else than when it was made.
+    Updates of the next round that were made under the other plan don't count then.
+    """
+    plan = course.plan_of_next(model.version - 1, model.plan)
+    if plan == model.plan:
+        return model
+    log.warning("round %d has another plan than it had before\n%s", model.version + 1, diff(model.plan, plan))
+    [row] = [row for row in history.commits() if row["version"] == model.version]
+    history.record_commit(model.version, row["sha256"], plan.to_dict(), plan.digest, row["seconds"])
+    course.made(model.version, plan)
+    return ModelState(plan, model.values, model.version)
+
+
+@contextmanager
+def _problems_of(source: str) -> Iterator[None]:
+    """Errors of a key name the file too."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from error
 
 
 def _tell_of_late_stages(schedule: Schedule, loaded: LoadedConfig) -> None:

@@ -41,7 +41,10 @@ def initial_plan(
         ConfigError: a selector matches nothing, or nothing is left for SCAFFOLD to correct.
     """
     plan = SharingPlan.shared(blueprint) if mode == "mtl" else SharingPlan.separate(blueprint)
-    at_home = select(resident, blueprint.parameters)
+    try:
+        at_home = select(resident, blueprint.parameters)
+    except ConfigError as error:
+        raise ConfigError(f"federation.resident: {error}") from error
     plan = plan.reside([slot.id for slot in plan.slots if slot.parameter in at_home], "client")
     if correction != "scaffold":
         return plan

@@ -123,3 +123,11 @@ def test_a_slot_that_others_train_is_not_frozen() -> None:
     received["empty@mood+topic"] = (values(0)[1].header, memoryview(b""))
     assert frozen_values(whole, received) == {}
     assert frozen_values(SLICE, received).keys() == {BODY}
+
+
+def test_first_values_of_what_clients_keep_to_themselves_are_kept_too() -> None:
+    """The server's value of such a slot never changes, though its clients train theirs."""
+    at_home = PLAN.reside([slot.id for slot in PLAN.slots if slot.parameter == "body"], "client").slice({"mood"})
+    received = {t.header.slot: (t.header, t.parts[0]) for t in values(0) if t.parts}
+    assert all(slot.trained_by for slot in at_home.slots if slot.parameter == "body")
+    assert frozen_values(at_home, received).keys() == {BODY}

@@ -38,3 +38,13 @@ def test_fednova_changes_those_of_parameters() -> None:
     reweigh = reweighing("fednova", dict.fromkeys("ab", PLAIN), DONE, PRESENT)
     assert reweigh(BODY, WEIGHTS) == {"a": 0.5 * 2, "b": 0.5 * 2 / 3}
     assert reweigh(STATISTICS, WEIGHTS) == WEIGHTS, "running means are no sums of steps"
+
+
+def test_fednova_counts_a_step_that_holds_several_tasks_once() -> None:
+    """Client a reports its 3 steps for each of its two tasks, client b mixes too but has one task only."""
+    three = TaskContribution(num_examples=90, num_steps=3, loss=0.0, seconds=0.0)
+    done = {"a": {"mood": three, "topic": three}, "b": {"mood": three}}
+    together = PLAIN.model_copy(update={"mixed_batches": True})
+    assert reweighing("fednova", dict.fromkeys("ab", together), done, PRESENT)(BODY, WEIGHTS) == WEIGHTS
+    in_turn = reweighing("fednova", {"a": PLAIN, "b": together}, done, PRESENT)(BODY, WEIGHTS)
+    assert in_turn == {"a": 0.5 * 4.5 / 6, "b": 0.5 * 4.5 / 3}

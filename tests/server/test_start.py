@@ -379,3 +379,38 @@ def test_names_that_are_no_folder_stay_names(tmp_path: Path) -> None:
     )
     assert resolved(load_config(path), "the-run")["model"]["encoder"] == "bert-base-uncased"
     assert resolved(loaded(tmp_path), "the-run")["model"]["encoder"]["tokenizer"] == "synthetic-words"
+
+
+def test_what_is_frozen_can_be_changed_when_a_run_goes_on(run: Path) -> None:
+    def frozen_groups(start: Start) -> set[str]:
+        return {slot.spec.group for slot in start.model.plan.slots if slot.frozen}
+
+    with resumed(run, "run.rounds=5", "freezing.freeze=[everything]") as start:
+        assert frozen_groups(start) == {"embeddings", "layer.0", "head"}
+        assert start.course.outlook(3, start.model.plan).end.endswith("everything is frozen")
+        assert start.finished
+    for change in (["freezing.freeze=[backbone]"], []):  # changed once, and a server that was killed before it went on
+        with resumed(run, *change) as start:
+            assert frozen_groups(start) == {"embeddings", "layer.0"}
+            assert start.course.plan_of_round(4) == start.model.plan
+            assert not start.course.outlook(3, start.model.plan).end
+            assert not start.finished
+            assert [row["plan"] for row in start.history.commits()][-1] == start.model.plan.digest
+
+
+@pytest.mark.parametrize(
+    ("section", "told"),
+    [
+        ({"federation": {"resident": ["layers:9"]}}, "federation.resident: 'layers:9' matches no parameter"),
+        ({"model": {"lora": {"targets": ["nothing"]}}}, "model.lora.targets: 'nothing' is no linear layer"),
+    ],
+)
+def test_what_the_model_does_not_have_is_told_by_file_and_key(section: Any, told: str, tmp_path: Path) -> None:  # noqa: ANN401
+    if "lora" in section.get("model", {}):
+        pytest.importorskip("peft")
+    directory = RunDirectory(tmp_path / "run")
+    try:
+        with pytest.raises(ConfigError, match=rf"small\.yaml: {told}"):
+            begin(loaded(tmp_path, **section), directory, "the-run")
+    finally:
+        directory.close()
