@@ -53,8 +53,10 @@ class StreamDropout(nn.Dropout):
     def forward(self, input: Tensor) -> Tensor:  # as in nn.Dropout
         """The input with some elements zero and the others scaled up."""
         elsewhere = input.device.type != "cpu" or torch.compiler.is_compiling()
-        if elsewhere or not self.training or self._level in (0, _LEVELS):
+        if elsewhere or not self.training:
             return super().forward(input)
+        if self._level in (0, _LEVELS):  # so near to 0 or 1 that none or all are dropped
+            return input if self._level == 0 else input * 0.0
         kept = self._stream.draw(input.shape) >= self._level - _LEVELS // 2
         dropped, scaled = self._factors(input.dtype)
         return input * torch.where(kept, scaled, dropped)

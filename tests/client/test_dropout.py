@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -26,6 +26,8 @@ def test_the_share_of_dropped_elements_is_the_probability(p: float) -> None:
 
 
 @given(p=st.floats(0, 1), size=st.integers(0, 70))
+@example(p=1e-6, size=1)
+@example(p=1 - 1e-6, size=70)
 def test_kept_elements_are_scaled_so_that_the_expectation_is_kept(p: float, size: int) -> None:
     module = dropping(p)
     inputs = torch.arange(1.0, size + 1)
