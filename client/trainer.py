@@ -212,6 +212,8 @@ class LocalTrainer:
                 deltas, own = {**deltas, **control_deltas}, {**own, **own_controls}
             _require_finite(deltas, own, position)
             numbers = {**memory.numbers, **objective.numbers(reports)}
+            if _remembers(slice_):  # also where all of it is frozen yet: that nothing has changed is not forgotten
+                numbers["round"] = float(position.round)
             now = Memory({**memory.tensors, **residents(own)}, numbers)
             return LocalResult(deltas, reports, self._memory.keep(position.round, now, counted))
 
@@ -357,10 +359,14 @@ def _corrections(
     return [*corrections, controls], controls
 
 
+def _remembers(slice_: Slice) -> bool:
+    """Whether a client has values of its own, beside the model, that go from round to round."""
+    return any(slot.residence == "client" or is_control(slot.spec) for slot in slice_.slots)
+
+
 def _tell_of_lost_memory(slice_: Slice, memory: Memory, counted: int | None) -> None:
     """Say so where a client that has taken part begins again from nothing."""
-    remembers = any(slot.residence == "client" or is_control(slot.spec) for slot in slice_.slots)
-    if remembers and counted and not memory:
+    if _remembers(slice_) and counted and not memory:
         log.warning(
             "the server has counted this client's update of round %d, of which nothing is remembered here (another "
             "--state-dir?): what stays on this client begins anew, from the server's first values",

@@ -315,6 +315,25 @@ def test_client_slots_stay_on_the_client_from_round_to_round() -> None:
         train(family, slice_, data, settings, values=sent)
 
 
+def test_a_client_whose_own_slots_are_frozen_at_first_has_lost_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    family, data = TinyFamily(), tiny_data({"mood": 32})
+    plan = SharingPlan.shared(family.blueprint())
+    own = plan.of("heads.mood.weight")[0].id
+    slice_, trainer = plan.reside([own], "client").freeze([own]).slice(["mood"]), LocalTrainer(family, data, CPU)
+
+    def second_round(trainer: LocalTrainer) -> None:
+        values = values_of(family, slice_)
+        trainer.train(
+            slice_, values, ONE_SGD_STEP, Position(2, 10), 7, "c", lambda _: None, threading.Event(), counted=1
+        )
+
+    train(family, slice_, data, ONE_SGD_STEP, trainer=trainer)
+    second_round(trainer)
+    assert "nothing is remembered" not in caplog.text
+    second_round(LocalTrainer(family, data, CPU))
+    assert "nothing is remembered" in caplog.text
+
+
 def test_modules_are_built_once_per_slice() -> None:
     family, data = TinyFamily(), tiny_data({"mood": 16})
     trainer, slice_ = LocalTrainer(family, data, CPU), shared_slice(family, "mood")

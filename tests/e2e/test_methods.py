@@ -23,6 +23,7 @@ from tests.e2e.programs import Programs, Server
 SGD: dict[str, Any] = {
     "optimizer": "sgd",
     "learning_rate": 0.1,
+    "head_learning_rate": 1,
     "weight_decay": 0.0,
     "warmup": 0.0,
     "schedule": "constant",
