@@ -67,9 +67,10 @@ def select(selectors: str | Iterable[str], specs: Iterable[ParameterSpec]) -> fr
         specs: the parameters to choose from: a whole blueprint's, so that thirds and ranges are of the whole encoder.
 
     Raises:
-        ConfigError: a selector is of no known form, or matches none of the parameters.
+        ConfigError: a selector is of no known form, matches none of the parameters, or means layers that are not there.
     """
     known = list(specs)
+    layers = layer_count(known)
     chosen: set[str] = set()
     for text in (selectors,) if isinstance(selectors, str) else selectors:
         try:
@@ -79,6 +80,8 @@ def select(selectors: str | Iterable[str], specs: Iterable[ParameterSpec]) -> fr
         found = {spec.name for spec in known if means(spec)}
         if not found:
             raise ConfigError(f"{text!r} matches no parameter of this model ({_in_words(known)})")
+        if (span := _LAYERS.fullmatch(text)) and int(span[2] or span[1]) >= layers:
+            raise ConfigError(f"{text!r}: the encoder's layers are 0 to {layers - 1}")
         chosen |= found
     return frozenset(chosen)
 

@@ -258,6 +258,10 @@ class TrainSettings(StrictModel):
                 f"loss_weights {dict(self.loss_weights)} are for loss_weighting 'fixed'; "
                 f"{self.loss_weighting!r} finds its own: leave loss_weights out"
             )
+        if self.compile and self.mixed_batches:
+            raise ValueError(
+                "compile has no use with mixed_batches, whose joined passes differ each time: set one of them false"
+            )
         if not self.mixed_batches:
             together = {"loss_weighting": self.loss_weighting == "gradnorm", "surgery": self.surgery != "none"}
             for key in (key for key, needed in together.items() if needed):

@@ -78,6 +78,11 @@ def test_a_selector_that_matches_nothing_is_refused(text: str) -> None:
         select(text, encoder(3))
 
 
+def test_layers_beyond_the_encoder_are_refused() -> None:
+    with pytest.raises(ConfigError, match="'layers:1-3': the encoder's layers are 0 to 2"):
+        select("layers:1-3", encoder(3))
+
+
 def test_a_range_that_runs_backwards_is_refused() -> None:
     with pytest.raises(ConfigError, match="'layers:2-1': the range runs backwards"):
         select("layers:2-1", encoder(3))

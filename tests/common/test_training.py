@@ -21,6 +21,11 @@ from common.training import (
 )
 
 
+def test_compiled_models_and_mixed_batches_exclude_each_other() -> None:
+    with pytest.raises(ValidationError, match="compile has no use with mixed_batches"):
+        TrainSettings(compile=True, mixed_batches=True)
+
+
 def factors(settings: TrainSettings, rounds: int, steps: int) -> list[float]:
     return [
         learning_rate_factor(settings, Position(number, rounds), step, steps)
