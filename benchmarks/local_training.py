@@ -13,10 +13,10 @@ machine does meets all of them. `benchmarks/local_training_methods.py` says what
 
 Read it so: the ratios of one run mean something, the absolute numbers depend on the machine and on what else it does.
 ``scores`` are validation accuracies after the same number of examples with several seeds: no method should learn worse
-than another by more than the seeds differ. (The Trainer's best does: within a megabatch it goes from long texts to short
-ones, so compare with its defaults, which take rows in random order.) ``roofline`` is what `torch.mm` reaches; a model's arithmetic is counted as
-the matrix products of a plain pass over its real tokens, forward and backward, so a method that leaves out products
-that no result depends on can come closer to the roof than its kernels do.
+than another by more than the seeds differ. (The Trainer's best does: inside a megabatch it goes from long texts to
+short ones. Its defaults take rows in random order.) ``roofline`` is what `torch.mm` reaches; a model's arithmetic is
+counted as the matrix products of a plain pass over its real tokens, forward and backward, so a method that leaves out
+products that no result depends on can come closer to the roof than its kernels do.
 
 How threads wait for each other is left to torch, for all methods alike. Where the machine has other work to do, call it
 with ``GOMP_SPINCOUNT=1000`` (what ``python -m client`` sets): threads that spin beside others slow everything down
