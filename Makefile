@@ -11,7 +11,7 @@ STAMP := $(VENV)/.installed
 PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(shell \
 	command -v $(p) >/dev/null 2>&1 && $(p) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(p))))
 TORCH := $(shell grep '^torch==' requirements.lock)
-CODE := common server client tests benchmarks scripts
+CODE := common server client experiments tests benchmarks scripts
 PYTEST_FLAGS ?= -ra --durations=10
 # Scripts run from the repository root and find the packages there.
 export PYTHONPATH := .

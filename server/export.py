@@ -264,12 +264,15 @@ def _export_custom(
 def _export_rows(
     description: Mapping[str, Any], assets: Mapping[str, bytes], values: Mapping[str, Tensor], task: TaskSpec, out: Path
 ) -> ExportReport:
+    from common.families.tabular_family import MODELS
+
     write_family(description, assets, out)
     save_file(dict(values), out / WEIGHTS_FILE)
+    _, model = MODELS[str(description["family"])]
     return ExportReport(
         task=task.name,
         folder=out,
-        model_class="common.families.shared_bottom.SharedBottomModel",
+        model_class=f"{model.__module__}.{model.__name__}",
         native=False,
         load_lines=(
             "from common.families.saved import load_saved_model",

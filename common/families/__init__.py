@@ -1,7 +1,7 @@
 """Model families: what a model consists of, how rows become its inputs, where its first values come from.
 
-`config` holds the `model:` section of the configuration, `base` the interface, `transformer` and
-`shared_bottom` the two families. Importing this package loads neither torch nor transformers (2.5 s
+`config` and `tabular_config` hold the `model:` section of the configuration, `base` the interface, `transformer` the
+family over texts, `tabular_family` those over rows. Importing this package loads neither torch nor transformers (2.5 s
 and 150 MB); the functions below do when called.
 """
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.errors import ConfigError, ProtocolError
-from common.families.config import SharedBottomConfig, TransformerConfig
+from common.families.config import ModelConfig, TransformerConfig
 
 if TYPE_CHECKING:
     from common.families.base import Family
@@ -21,9 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["build_family", "family_from_description"]
 
 
-def build_family(
-    config: TransformerConfig | SharedBottomConfig, tasks: Mapping[str, TaskSpec], *, base_dir: Path
-) -> Family:
+def build_family(config: ModelConfig, tasks: Mapping[str, TaskSpec], *, base_dir: Path) -> Family:
     """The family that the configuration asks for, with its encoder found; for the server.
 
     Args:
@@ -36,15 +34,13 @@ def build_family(
     """
     if not tasks:
         raise ConfigError("tasks: a model needs at least one task")
-    match config:
-        case TransformerConfig():
-            from common.families.transformer import TransformerFamily
+    if isinstance(config, TransformerConfig):
+        from common.families.transformer import TransformerFamily
 
-            return TransformerFamily.from_config(config, tasks, base_dir=base_dir)
-        case SharedBottomConfig():
-            from common.families.shared_bottom import SharedBottomFamily
+        return TransformerFamily.from_config(config, tasks, base_dir=base_dir)
+    from common.families.tabular_family import TabularFamily
 
-            return SharedBottomFamily.from_config(config, tasks)
+    return TabularFamily.from_config(config, tasks)
 
 
 def family_from_description(
@@ -60,18 +56,17 @@ def family_from_description(
     Raises:
         ProtocolError: (code ``bad_description``) it is not a description this version understands.
     """
-    match description.get("family"):
-        case "transformer":
-            from common.families.transformer import TransformerFamily
+    family = description.get("family")
+    if family == "transformer":
+        from common.families.transformer import TransformerFamily
 
-            return TransformerFamily.from_description(description, assets, tasks)
-        case "shared_bottom":
-            from common.families.shared_bottom import SharedBottomFamily
+        return TransformerFamily.from_description(description, assets, tasks)
+    from common.families.tabular_family import MODELS, TabularFamily
 
-            return SharedBottomFamily.from_description(description, tasks)
-        case other:
-            raise ProtocolError(
-                "bad_description",
-                f"model family {other!r} is unknown here; known are transformer and shared_bottom. "
-                "Server and client must run the same version of fedmtl",
-            )
+    if family in MODELS:
+        return TabularFamily.from_description(description, tasks)
+    raise ProtocolError(
+        "bad_description",
+        f"model family {family!r} is unknown here; known are transformer and {', '.join(MODELS)}. "
+        "Server and client must run the same version of fedmtl",
+    )

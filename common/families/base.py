@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -14,6 +14,35 @@ from common.blueprint import Blueprint
 if TYPE_CHECKING:
     from common.data.examples import Examples
     from common.tasks import TaskSpec
+
+
+@dataclass(frozen=True)
+class GateUse:
+    """What one gate did with one task's rows, detached from the graph.
+
+    Attributes:
+        mass: (E,) float32, the sum over the rows of each expert's weight.
+        entropy: scalar, the sum over the rows of the entropy of their weights, in nats.
+    """
+
+    mass: Tensor
+    entropy: Tensor
+
+
+@dataclass(frozen=True)
+class TrainingPass:
+    """What a model computes of a batch that it is trained on.
+
+    Attributes:
+        outputs: task to what `MultiTaskModel.forward` gives for its rows.
+        penalty: a scalar to be added to the weighted sum of the tasks' mean losses, a mean over the rows of the pass
+            (load balance, orthogonality ...); None: there is none.
+        gates: task to gate to what it did; see `MultiTaskModel.gates`.
+    """
+
+    outputs: Mapping[str, Tensor]
+    penalty: Tensor | None = None
+    gates: Mapping[str, Mapping[str, GateUse]] = field(default_factory=dict)
 
 
 class MultiTaskModel(nn.Module):
@@ -38,7 +67,8 @@ class MultiTaskModel(nn.Module):
         """Outputs of several tasks' rows in one batch, through the shared layers once where the model can do so.
 
         Args:
-            parts: task to where its rows lie along the first dimension of every tensor of the batch.
+            parts: task to where its rows lie along the first dimension of every tensor of the batch. Rows may be
+                several tasks' at once: people of whom two things are known.
             batch: the model's inputs for all of them, such as `common.families.encoded_text.collate_parts` gives.
 
         Returns:
@@ -47,6 +77,18 @@ class MultiTaskModel(nn.Module):
         return {
             task: self(task, {name: tensor[rows] for name, tensor in batch.items()}) for task, rows in parts.items()
         }
+
+    def training_pass(self, parts: Mapping[str, slice], batch: Mapping[str, Tensor]) -> TrainingPass:
+        """`forward_parts` in training, with what some families want beside it: a penalty, what their gates do.
+
+        Random choices (dropout, the noise of gates) come from torch's global stream. No control flow depends on
+        values, so that many models can be computed at once by `torch.func.vmap`.
+        """
+        return TrainingPass(self.forward_parts(parts, batch))
+
+    def gates(self, task: str) -> Mapping[str, tuple[str, ...]]:  # noqa: ARG002  # a family with gates has them by task
+        """Gate to the blueprint groups of the experts it weighs, in the order of `GateUse.mass`; none: no experts."""
+        return {}
 
 
 class EncodedSplit(Protocol):

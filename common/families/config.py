@@ -6,6 +6,7 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from common.families.tabular_config import AnyTabularConfig
 from common.strict_model import StrictModel
 
 #: Name of the word-level tokenizer over `common.data.synthetic.vocabulary()`, for the offline demo.
@@ -158,54 +159,7 @@ class TransformerConfig(StrictModel):
         return self.weights == "pretrained" if self.weights else isinstance(self.encoder, str)
 
 
-class NumericColumn(StrictModel):
-    """How one numeric column is scaled: ``(x - mean) / std``, after ``log(1 + x)`` where asked."""
-
-    mean: float = Field(default=0.0, allow_inf_nan=False)
-    """Subtracted; declared, as no party sees all rows. Of ``log(1 + x)`` when `log1p` is set."""
-
-    std: float = Field(default=1.0, gt=0, allow_inf_nan=False)
-    """Divided by."""
-
-    log1p: bool = False
-    """Take ``log(1 + x)`` first, for amounts that span magnitudes; values must not be below 0."""
-
-
-class SharedBottomConfig(StrictModel):
-    """An MLP over tabular rows shared by all tasks, with a tower per task."""
-
-    family: Literal["shared_bottom"]
-
-    numeric: dict[str, NumericColumn] = Field(default_factory=dict)
-    """Numeric input columns."""
-
-    categorical: dict[str, Annotated[list[str], Field(min_length=1)]] = Field(default_factory=dict)
-    """Categorical input columns and the values each may take; any other value counts as none of them."""
-
-    missing: str = "?"
-    """What stands for an unknown value; it has an indicator of its own in every column."""
-
-    bottom: list[Annotated[int, Field(ge=1)]] = Field(default=[64, 32], min_length=1)
-    """Widths of the shared layers."""
-
-    tower: list[Annotated[int, Field(ge=1)]] = Field(default=[16])
-    """Widths of the hidden layers of each task's tower; empty for a linear head."""
-
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Dropout after every hidden layer."""
-
-    @model_validator(mode="after")
-    def _columns_make_sense(self) -> Self:
-        if not self.numeric and not self.categorical:
-            raise ValueError("no input column; declare some under numeric or categorical")
-        if both := self.numeric.keys() & self.categorical.keys():
-            raise ValueError(f"declared both numeric and categorical: {sorted(both)}")
-        for name, values in self.categorical.items():
-            if len(set(values)) != len(values):
-                raise ValueError(f"categorical column {name!r} lists a value twice")
-            if self.missing in values:
-                raise ValueError(f"categorical column {name!r} lists the missing marker {self.missing!r} as a value")
-        return self
-
-
-ModelConfig = Annotated[TransformerConfig | SharedBottomConfig, Field(discriminator="family")]
+ModelConfig = Annotated[
+    TransformerConfig | AnyTabularConfig,
+    Field(discriminator="family"),
+]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
@@ -28,6 +29,53 @@ def federated_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
                 yield name, buffer
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a tensor belongs.
+
+    Attributes:
+        used_by: the tasks whose forward pass reads it.
+        trained_by: the tasks whose loss may change it.
+        group: see `common.blueprint.ParameterSpec`.
+    """
+
+    used_by: frozenset[str]
+    trained_by: frozenset[str]
+    group: str
+
+
+def placed_blueprint(
+    module: nn.Module, family: str, tasks: tuple[str, ...], place_of: Callable[[str], Place]
+) -> Blueprint:
+    """The blueprint of a module, given where each of its tensors belongs.
+
+    Args:
+        module: holds the tensors of all `tasks`; they may be on the meta device.
+        family: the family's name.
+        tasks: the tasks to speak of, in configuration order; what none of them uses is left out.
+        place_of: tensor name to its place; may name other tasks, too.
+    """
+    known = frozenset(tasks)
+    parameters = set(dict(module.named_parameters()))
+    specs = []
+    for name, tensor in federated_tensors(module):
+        place = place_of(name)
+        if not place.used_by & known:
+            continue
+        specs.append(
+            ParameterSpec(
+                name=name,
+                shape=tuple(tensor.shape),
+                dtype="float32",
+                used_by=place.used_by & known,
+                trained_by=place.trained_by & known,
+                group=place.group,
+                kind="parameter" if name in parameters else "buffer",
+            )
+        )
+    return Blueprint(family, tasks, tuple(specs))
+
+
 def blueprint_of(
     module: nn.Module,
     family: str,
@@ -45,19 +93,9 @@ def blueprint_of(
         is_trained: tensor name to whether its users train it; a tensor that is not is frozen.
     """
     everyone = frozenset(tasks)
-    parameters = set(dict(module.named_parameters()))
-    specs = []
-    for name, tensor in federated_tensors(module):
+
+    def place_of(name: str) -> Place:
         users = frozenset({name.removeprefix(HEADS).split(".")[0]}) if name.startswith(HEADS) else everyone
-        specs.append(
-            ParameterSpec(
-                name=name,
-                shape=tuple(tensor.shape),
-                dtype="float32",
-                used_by=users,
-                trained_by=users if is_trained(name) else frozenset(),
-                group=group_of(name),
-                kind="parameter" if name in parameters else "buffer",
-            )
-        )
-    return Blueprint(family, tasks, tuple(specs))
+        return Place(users, users if is_trained(name) else frozenset(), group_of(name))
+
+    return placed_blueprint(module, family, tasks, place_of)

@@ -8,7 +8,8 @@ import sys
 import pytest
 from pydantic import ValidationError
 
-from common.families.config import HeadConfig, SharedBottomConfig, TransformerConfig
+from common.families.config import HeadConfig, TransformerConfig
+from common.families.tabular_config import SharedBottomConfig
 from tests.common.families.tiny import config
 
 INLINE = {"config": {"model_type": "bert"}, "tokenizer": "synthetic-words"}

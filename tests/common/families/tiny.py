@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 from common.data.examples import Column, Examples
 from common.families import build_family
 from common.families.base import Family
-from common.families.config import ModelConfig, SharedBottomConfig, TransformerConfig
+from common.families.config import ModelConfig
 from common.tasks import TaskSpec, load_registry
 
 TASKS: dict[str, TaskSpec] = load_registry(
@@ -55,9 +55,9 @@ ENCODERS: dict[str, dict[str, Any]] = {
 WORDS = ("a good film", "not a bad one at all , really", "dull", "the plot is thin and the jokes are old", "fine")
 
 
-def config(**settings: object) -> TransformerConfig | SharedBottomConfig:
+def config(**settings: object) -> ModelConfig:
     """A `model:` section."""
-    adapter: TypeAdapter[TransformerConfig | SharedBottomConfig] = TypeAdapter(ModelConfig)
+    adapter: TypeAdapter[ModelConfig] = TypeAdapter(ModelConfig)
     return adapter.validate_python(settings)
 
 

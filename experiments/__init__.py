@@ -1,0 +1,1 @@
+"""Experiments that compare model families and methods, centrally and federated."""
