@@ -182,6 +182,20 @@ class TaskEvaluation(WireModel):
     examples: Count
 
 
+class GateReport(WireModel):
+    """What one gate did with one task's examples in a round.
+
+    Attributes:
+        experts: blueprint groups of the experts that it weighs.
+        mass: per expert the sum of its weights over the examples trained on.
+        entropy: mean entropy of the weights of an example, in nats.
+    """
+
+    experts: ShortItems[Name]
+    mass: Annotated[tuple[Finite, ...], Field(strict=False, max_length=256)]
+    entropy: Finite
+
+
 class TaskContribution(WireModel):
     """What a client did for one task in a round.
 
@@ -190,12 +204,14 @@ class TaskContribution(WireModel):
         num_steps: optimiser steps.
         loss: mean training loss.
         seconds: time spent.
+        gates: gate to what it did with these examples, for a family with experts.
     """
 
     num_examples: Count
     num_steps: Count
     loss: Finite
     seconds: Seconds
+    gates: Annotated[dict[Name, GateReport], Field(max_length=256)] = {}
 
 
 class Asset(WireModel):
