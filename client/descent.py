@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from torch.nn.utils import clip_grad_norm_
 
@@ -34,6 +34,7 @@ def descend(
     openings: Mapping[int, frozenset[str]] | None = None,
     budget: TimeBudget | None = None,
     vocabulary: CompactVocabulary | None = None,
+    after_step: Callable[[int], bool] | None = None,
 ) -> dict[str, TaskReport]:
     """Train the model in place; which slots were open to the end the model knows.
 
@@ -50,6 +51,7 @@ def descend(
         openings: step to the slots that are open from it on, as `client.unfreezing.openings` gives them.
         budget: ends the round after the step in which it is used up.
         vocabulary: the embedding rows that take part, where not all do.
+        after_step: called after each step with the number of steps done, at least 1; True ends the round.
 
     Raises:
         TrainingCancelled: `cancelled` was set.
@@ -83,7 +85,8 @@ def descend(
         optimizer.step()
         tally.add(losses, time.perf_counter() - began)
         tally.report_sometimes()
-        if budget is not None and budget.used_up() and step + 1 < total:
+        ends = after_step is not None and after_step(step + 1)
+        if (ends or (budget is not None and budget.used_up())) and step + 1 < total:
             tally.report()
             break
     return tally.reports()

@@ -8,6 +8,7 @@ same `nn.Parameter` in both, so both tasks train it.
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -93,9 +94,21 @@ class SlotModel:
             tensor.data = value.detach().to(self.device, copy=changes and slot_id not in in_place)
             tensor.grad = None
         self.open(self.slots)
-        # A frozen batch normalisation would else train on what it is not evaluated with: statistics of the batch.
+        self._set_mode(training=training)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Evaluation mode inside, then training mode again; for a model that is loaded for training."""
+        self._set_mode(training=False)
+        try:
+            yield
+        finally:
+            self._set_mode(training=True)
+
+    def _set_mode(self, *, training: bool) -> None:
         for replica in self.replicas:
             replica.module.train(training)
+        # A frozen batch normalisation would else train on what it is not evaluated with: statistics of the batch.
         for part in self._still:
             part.training = False
 

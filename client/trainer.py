@@ -22,6 +22,7 @@ from client.control_variates import ControlVariates
 from client.correction import Correction
 from client.descent import descend
 from client.device import deterministic, dropout_stream, threads
+from client.epochs import AfterEpoch, at_epochs
 from client.evaluate import evaluate_task
 from client.failures import TrainingCancelled, TrainingDiverged
 from client.memory import ClientMemory, Memory, resident, residents
@@ -158,6 +159,7 @@ class LocalTrainer:
         progress: Callable[[Progress], None],
         cancelled: threading.Event,
         counted: int | None = None,
+        after_epoch: AfterEpoch | None = None,
     ) -> LocalResult:
         """Train the slice for one round.
 
@@ -171,6 +173,10 @@ class LocalTrainer:
             progress: called before the first step, after the last, and about twice a second between.
             cancelled: checked before every step.
             counted: the newest round of which the server has taken this client's update, see `ClientMemory.before`.
+            after_epoch: called after each whole epoch with its number, from 1, and the model in evaluation mode, such
+                as `client.evaluate.evaluate_task` takes it; True ends the round, which is reported as far as it went.
+                It must neither change the model nor draw from torch's random stream, and its time counts for
+                `max_seconds`. Embedding tables are then trained whole (no `compact_vocabulary`).
 
         Raises:
             PlanError: slice or values don't fit the family, or nothing in the slice may be trained, or at its beginning
@@ -189,6 +195,8 @@ class LocalTrainer:
                 raise PlanError(f"no parameter of the slice may be trained by the client's tasks {sorted(self._data)}")
             lengths = {task: self._data[task].train.lengths for task in trainable}
             weakness = self._weakness(model, trainable, received, settings, cancelled)
+            if after_epoch is not None:
+                settings = settings.model_copy(update={"compact_vocabulary": False})
             vocabulary = self._load_for_training(model, slice_, received, settings, trainable)
             batches = round_batches(lengths, settings, position, seed, client_id, weakness)
             sizes = {task: len(rows) for task, rows in lengths.items()}
@@ -205,6 +213,7 @@ class LocalTrainer:
                     openings=stages,
                     budget=budget,
                     vocabulary=vocabulary,
+                    after_step=None if after_epoch is None else at_epochs(after_epoch, model, settings, sizes),
                 )
             deltas, own = _changes(model, received, frozenset(reports), vocabulary)
             if controls is not None:

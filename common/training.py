@@ -303,6 +303,21 @@ def round_steps(settings: TrainSettings, num_examples: Mapping[str, int]) -> int
     return _of_epochs(settings, steps_of_epoch(settings, num_examples))
 
 
+def steps_until(settings: TrainSettings, num_examples: Mapping[str, int], epochs: int) -> int:
+    """Optimiser steps after which this many whole epochs of a round are done, however long the round is.
+
+    Where batches are mixed the step that ends one epoch may begin the next.
+
+    Args:
+        settings: how to train.
+        num_examples: task to the number of the client's training examples; at least one task.
+        epochs: at least 1.
+    """
+    if mixes(settings, num_examples):
+        return epoch_steps(epochs * sum(num_examples.values()), settings.batch_size)
+    return epochs * steps_of_epoch(settings, num_examples)
+
+
 def mixes(settings: TrainSettings, tasks: Collection[str]) -> bool:
     """Whether steps hold several tasks. A client of one task trains as it would without `mixed_batches`."""
     return settings.mixed_batches and len(tasks) > 1

@@ -79,7 +79,7 @@ def test_one_sgd_step_over_all_rows_is_the_full_batch_gradient_step(task: str) -
     for name, parameter in plain.named_parameters():
         assert parameter.grad is not None
         delta = result.deltas[slice_.slot_of(task, name).id]
-        torch.testing.assert_close(delta, -0.5 * parameter.grad, rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(delta, -0.5 * parameter.grad, rtol=1e-5, atol=1e-6)
     report = result.reports[task]
     assert (report.num_examples, report.num_steps) == (50, 1)
     assert report.loss == pytest.approx(float(loss.detach()), rel=1e-6)

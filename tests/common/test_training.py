@@ -18,6 +18,7 @@ from common.training import (
     learning_rate_factor,
     mixed_examples,
     round_steps,
+    steps_until,
 )
 
 
@@ -208,3 +209,11 @@ def test_a_round_of_mixed_batches_has_the_steps_of_its_examples() -> None:
     steps = TrainSettings(batch_size=32, local_steps=5, mixed_batches=True)
     assert (mixed_examples(steps, sizes), round_steps(steps, sizes)) == (160, 5)
     assert round_steps(mixed.model_copy(update={"local_epochs": 1.5}), {"a": 40}) == 3  # one task: as without
+
+
+def test_the_last_epoch_ends_with_the_round() -> None:
+    sizes = {"a": 40, "b": 11}
+    for more in ({}, {"mixed_batches": True}):
+        for epochs in (1, 2, 5):
+            settings = TrainSettings.model_validate({"batch_size": 8, "local_epochs": epochs, **more})
+            assert steps_until(settings, sizes, epochs) == round_steps(settings, sizes)
