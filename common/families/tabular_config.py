@@ -24,6 +24,9 @@ class NumericColumn(StrictModel):
     log1p: bool = False
     """Take ``log(1 + x)`` first, for amounts that span magnitudes; values must not be below 0."""
 
+    indicator: bool = True
+    """Give the column a second input that says whether its value is missing; without it none may be missing."""
+
 
 class TabularConfig(StrictModel):
     """What all of them have: the input columns, and a tower of each task's own at the end."""
@@ -35,7 +38,7 @@ class TabularConfig(StrictModel):
     """Categorical input columns and the values each may take; any other value counts as none of them."""
 
     missing: str = "?"
-    """What stands for an unknown value; it has an indicator of its own in every column."""
+    """What stands for an unknown value; it has an indicator of its own in every column, unless declared otherwise."""
 
     tower: list[Width] = Field(default=[16])
     """Widths of the hidden layers of each task's tower; empty for a linear head."""
@@ -58,8 +61,8 @@ class TabularConfig(StrictModel):
 
     @property
     def numeric_width(self) -> int:
-        """Inputs that come from numeric columns: the scaled value and the missing indicator of each."""
-        return 2 * len(self.numeric)
+        """Inputs that come from numeric columns: the scaled value of each, and its missing indicator if it has one."""
+        return sum(1 + column.indicator for column in self.numeric.values())
 
     @property
     def one_hot_width(self) -> int:

@@ -1,6 +1,7 @@
 """How tabular rows become numbers. It is declared in the configuration, so all clients agree without pooling data:
 
-* a numeric column gives two inputs: the scaled value (0 where missing) and a missing indicator;
+* a numeric column gives two inputs: the scaled value (0 where missing) and a missing indicator, which a column that
+  is never missing can do without;
 * a categorical column gives one input per declared value and a missing indicator; a value that was not declared gives
   zeros in all of them.
 """
@@ -66,19 +67,26 @@ def _numbers(examples: Examples, name: str, missing: str) -> NDArray[np.float64]
 
 def _scaled(
     numbers: NDArray[np.float64], column: NumericColumn, name: str, examples: Examples
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Scaled values, 0 where missing, and the missing indicator; each (N,)."""
+) -> list[NDArray[np.float32]]:
+    """Scaled values, 0 where missing, and the missing indicator if the column has one; each (N,)."""
     absent = np.isnan(numbers)
+    if not column.indicator:
+        _refuse(absent, examples, f"column {name!r} has no indicator, so no value can be missing")
     values = np.where(absent, 0.0, numbers)
     if column.log1p:
-        if (negative := values < 0).any():
-            from common.data.problems import rows_text
-
-            where = rows_text(examples.rows[negative])
-            raise DataError(f"{examples.source}: column {name!r} has log1p set, so it can't be negative; {where} is")
+        _refuse(values < 0, examples, f"column {name!r} has log1p set, so it can't be negative")
         values = np.log1p(values)
     scaled = np.where(absent, 0.0, (values - column.mean) / column.std)
-    return scaled.astype(np.float32), absent.astype(np.float32)
+    inputs = [scaled.astype(np.float32)]
+    return [*inputs, absent.astype(np.float32)] if column.indicator else inputs
+
+
+def _refuse(wrong: NDArray[np.bool_], examples: Examples, rule: str) -> None:
+    """`DataError` with row numbers if any row is wrong."""
+    if wrong.any():
+        from common.data.problems import rows_text
+
+        raise DataError(f"{examples.source}: {rule}; {rows_text(examples.rows[wrong])} is")
 
 
 def _codes(found: Sequence[str], declared: Sequence[str], missing: str, start: int) -> NDArray[np.int32]:

@@ -94,6 +94,19 @@ def test_a_negative_amount_under_log1p_is_refused_with_its_row() -> None:
         census_family().encode("income", broken)
 
 
+def test_a_column_without_indicator_is_one_input_and_refuses_missing_values() -> None:
+    numeric = {"age": {"mean": 40, "std": 10, "indicator": False}, "gain": {"indicator": False}}
+    family, rows = census_family(numeric=numeric), census_rows("income")
+    complete: dict[str, Column] = {"age": ["50", "30", "20", "40"], "gain": np.array([0.0, 9.0, 2.0, 7.0])}
+    encoded = family.encode("income", table("income", {**rows.columns, **complete}, rows.labels))
+    features = encoded.collate(np.arange(4))["features"]
+    assert features[:, :2].tolist() == [[1.0, 0.0], [-1.0, 9.0], [-2.0, 2.0], [0.0, 7.0]]
+    shapes = {p.name: p.shape for p in family.blueprint().parameters}
+    assert features.shape[1] == shapes["encoder.layers.0.weight"][1]
+    with pytest.raises(DataError, match=r"'age' has no indicator.*row 3"):
+        family.encode("income", rows)
+
+
 def test_a_missing_column_is_refused() -> None:
     rows = census_rows("income")
     broken = table("income", {name: v for name, v in rows.columns.items() if name != "sex"}, rows.labels)
