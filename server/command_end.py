@@ -14,8 +14,12 @@ log = logging.getLogger("fedmtl.server")
 
 
 @contextlib.contextmanager
-def errors_as_exit_code() -> Iterator[None]:
-    """Log what was raised on purpose and end the command with its exit code; anything else is a bug and shows."""
+def errors_as_exit_code(log: logging.Logger = log) -> Iterator[None]:
+    """Log what was raised on purpose and end the command with its exit code; anything else is a bug and shows.
+
+    Args:
+        log: takes the sentence.
+    """
     try:
         yield
     except FedmtlError as error:
