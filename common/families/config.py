@@ -6,7 +6,7 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from common.families.tabular_config import AnyTabularConfig
+from common.families.tabular_config import SharedBottomConfig, SingleTaskConfig
 from common.strict_model import StrictModel
 
 #: Name of the word-level tokenizer over `common.data.synthetic.vocabulary()`, for the offline demo.
@@ -158,6 +158,12 @@ class TransformerConfig(StrictModel):
         """Whether initial weights are loaded rather than drawn."""
         return self.weights == "pretrained" if self.weights else isinstance(self.encoder, str)
 
+
+#: The `model:` section of any family over tabular rows.
+AnyTabularConfig = Annotated[
+    SingleTaskConfig | SharedBottomConfig,
+    Field(discriminator="family"),
+]
 
 ModelConfig = Annotated[
     TransformerConfig | AnyTabularConfig,

@@ -1,7 +1,8 @@
-"""The `model:` sections of the families that read tabular rows. Imports neither torch nor transformers."""
+"""The `model:` sections of families over tabular rows, which `config` joins. Imports neither torch nor transformers."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -10,6 +11,15 @@ from common.strict_model import StrictModel
 
 Width = Annotated[int, Field(ge=1)]
 Widths = Annotated[list[Width], Field(min_length=1)]
+
+
+@dataclass(frozen=True)
+class Flexible:
+    """Marks the widths that `common.families.matching` changes to reach a number of parameters."""
+
+
+#: Widths of what a family shares or has beside the towers.
+FlexibleWidths = Annotated[Widths, Flexible()]
 
 
 class NumericColumn(StrictModel):
@@ -80,7 +90,7 @@ class SingleTaskConfig(TabularConfig):
 
     family: Literal["single_task"]
 
-    column: Widths = Field(default=[64, 32])
+    column: FlexibleWidths = Field(default=[64, 32])
     """Widths of the layers below each task's tower."""
 
 
@@ -89,9 +99,5 @@ class SharedBottomConfig(TabularConfig):
 
     family: Literal["shared_bottom"]
 
-    bottom: Widths = Field(default=[64, 32])
+    bottom: FlexibleWidths = Field(default=[64, 32])
     """Widths of the shared layers."""
-
-
-#: The `model:` section of any family over tabular rows.
-AnyTabularConfig = Annotated[SingleTaskConfig | SharedBottomConfig, Field(discriminator="family")]

@@ -13,12 +13,13 @@ from torch import Tensor
 from common.blueprint import Blueprint
 from common.errors import ConfigError, ProtocolError
 from common.families.base import ModelSummary
+from common.families.config import AnyTabularConfig
 from common.families.encoded_rows import EncodedRows
 from common.families.heads import check_task_names
 from common.families.module_blueprint import placed_blueprint
 from common.families.shared_bottom import SharedBottomModel
 from common.families.single_task import SingleTaskModel
-from common.families.tabular_config import AnyTabularConfig, SharedBottomConfig, SingleTaskConfig, TabularConfig
+from common.families.tabular_config import SharedBottomConfig, SingleTaskConfig, TabularConfig
 from common.families.tabular_inputs import encode_rows
 from common.families.tabular_model import TabularDescription, TabularModel, TowerSpec
 from common.losses import CosineLoss

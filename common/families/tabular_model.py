@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from common.families.base import MultiTaskModel
+from common.families.config import AnyTabularConfig
 from common.families.layers import Tower
 from common.families.module_blueprint import Place
-from common.families.tabular_config import AnyTabularConfig, TabularConfig
+from common.families.tabular_config import TabularConfig
 from common.strict_model import StrictModel
 
 #: The `model:` section of one family.
