@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from common.blueprint import ParameterSpec
-from common.selectors import EMBEDDINGS, HEAD, POOLER, is_norm, layer_count, layer_of, select_present
+from common.selectors import EMBEDDINGS, HEAD, POOLER, STITCH, is_norm, layer_count, layer_of, select_present
 from common.training import TrainSettings
 
 
@@ -66,5 +66,5 @@ def depth(spec: ParameterSpec, layers: int) -> int:
 
 
 def can_decay(spec: ParameterSpec) -> bool:
-    """Whether decay can apply: biases and the weights of norms are left as they are."""
-    return len(spec.shape) > 1 and not is_norm(spec.name)
+    """Whether decay can apply: biases, the weights of norms and mixtures of columns are left as they are."""
+    return len(spec.shape) > 1 and spec.group != STITCH and not is_norm(spec.name)

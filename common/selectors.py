@@ -30,6 +30,7 @@ from common.errors import ConfigError
 HEAD: Final = "head"
 EMBEDDINGS: Final = "embeddings"
 POOLER: Final = "pooler"
+STITCH: Final = "stitch"
 KEYWORDS: Final = (
     "everything", "backbone", "heads", "embeddings", "pooler", "lower", "middle", "upper", "norms", "adapters",
 )  # fmt: skip

@@ -18,10 +18,22 @@ class HiddenLayers(nn.Module):
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(sizes))
         self.dropout = nn.Dropout(dropout)
 
+    def step(self, number: int, values: Tensor, added: Tensor | None = None) -> Tensor:
+        """The activations of one layer, counted from 0.
+
+        Args:
+            number: which.
+            values: the activations below it.
+            added: joins the layer's own sum before the ReLU, of its output's shape.
+        """
+        summed = self.layers[number](values)
+        activations: Tensor = self.dropout(torch.relu(summed if added is None else summed + added))
+        return activations
+
     def forward(self, values: Tensor) -> Tensor:
         """Hidden activations."""
-        for layer in self.layers:
-            values = self.dropout(torch.relu(layer(values)))
+        for number in range(len(self.layers)):
+            values = self.step(number, values)
         return values
 
 

@@ -14,6 +14,8 @@ from common.blueprint import Blueprint
 from common.errors import ConfigError, ProtocolError
 from common.families.base import ModelSummary
 from common.families.config import AnyTabularConfig
+from common.families.cross_stitch import CrossStitchModel
+from common.families.cross_stitch_config import CrossStitchConfig
 from common.families.encoded_rows import EncodedRows
 from common.families.heads import check_task_names
 from common.families.module_blueprint import placed_blueprint
@@ -35,6 +37,7 @@ MODELS: Final[Mapping[str, tuple[type[TabularConfig], type[TabularModel[Any]]]]]
     for config, model in (
         (SingleTaskConfig, SingleTaskModel),
         (SharedBottomConfig, SharedBottomModel),
+        (CrossStitchConfig, CrossStitchModel),
     )
 }
 
