@@ -236,6 +236,10 @@ class FederationConfig(StrictModel):
     """How far a slot that several tasks share moves: the weighted mean of the tasks' moves, or their sum,
     which is as far as one machine that trains the tasks in turn would go on the same examples. The sum learns
     faster per example; the mean is the safer choice with long rounds, many tasks or tasks that conflict."""
+    expert_weights: Literal["routing", "examples"] = "routing"
+    """Weight of a client in an expert (slots of groups ``expert.*``). routing: by the mass that its gates gave the
+    expert over the examples of the round, tasks first as in `task_weights`; an expert that no gate gave anything keeps
+    its value, and an update without reports of its gates is refused. examples: as in every other slot."""
     aggregation: AggregationConfig = AggregationConfig()
     round_deadline_s: float | None = Field(default=None, gt=0)
     """Seconds after which a round ends with the updates that came; none: wait for everybody asked."""

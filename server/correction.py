@@ -1,4 +1,4 @@
-"""What `federation.correction` makes of the weights of a round's updates."""
+"""What `federation.expert_weights` and `federation.correction` make of the weights of a round's updates."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from server.fednova import effective_steps, step_factors, steps_in_slot
 from server.scaffold import control_weights
 from server.strategy import Correction
 
-#: A slot and its weights by client, at least one, to those that are used.
+#: A slot and its weights by client, at least one, to those that are used; none: the slot keeps its value.
 Reweigh = Callable[[Slot, Mapping[str, float]], Mapping[str, float]]
 
 
@@ -21,6 +21,7 @@ def reweighing(
     training: Mapping[str, TrainSettings],
     contributions: Mapping[str, Mapping[str, TaskContribution]],
     present: Mapping[str, frozenset[str]],
+    experts: Reweigh | None = None,
 ) -> Reweigh:
     """How the weights of one round are changed.
 
@@ -29,6 +30,7 @@ def reweighing(
         training: client id to how it was told to train, for each client that contributes.
         contributions: client id to what it did for each task, likewise.
         present: client id to tasks, of the clients that were connected when the round began.
+        experts: how experts are weighed; None: as everything else. The correction is made of what comes out of it.
     """
 
     def scaffold(slot: Slot, weights: Mapping[str, float]) -> Mapping[str, float]:
@@ -45,13 +47,16 @@ def reweighing(
         factors = step_factors(weights, effective)
         return {client_id: weight * factors[client_id] for client_id, weight in weights.items()}
 
-    match correction:
-        case "none":
-            return _as_they_are
-        case "scaffold":
-            return scaffold
-        case "fednova":
-            return fednova
+    corrected = {"none": _as_they_are, "scaffold": scaffold, "fednova": fednova}[correction]
+    if experts is None:
+        return corrected
+    weighed = experts
+
+    def both(slot: Slot, weights: Mapping[str, float]) -> Mapping[str, float]:
+        routed = weighed(slot, weights)
+        return corrected(slot, routed) if routed else routed
+
+    return both
 
 
 def _as_they_are(slot: Slot, weights: Mapping[str, float]) -> Mapping[str, float]:  # noqa: ARG001

@@ -32,12 +32,14 @@ from server.config import Config
 from server.coordinator import Coordinator
 from server.correction import Reweigh, reweighing
 from server.farewell import Farewell
+from server.gate_records import gate_record
 from server.jobs import Jobs
 from server.lane import Lane, NoRoom, no_room
 from server.ledger import Ledger
 from server.reception import Reception
 from server.records import OpenRound, QueueDepths
 from server.reduce import ReductionCancelled, UnsoundModel, reduce_round
+from server.routing import by_routing
 from server.rules import Kept
 from server.run_directory import RunDirectory
 from server.screening import norm_outliers
@@ -417,6 +419,7 @@ class Federation:
             reweigh=self._reweighing(updates),
         )
         try:
+            gates = await self._lane.run(gate_record, {update.client_id: update.header.tasks for update in updates})
             await self._lane.run(fold)
         except UnsoundModel as error:
             self.post(core.AggregationFailed(command.round_id, str(error)))
@@ -427,7 +430,7 @@ class Federation:
         reduced = time.time()
         current.phases |= {"clients": waited - current.started, "reduce": reduced - waited}
         self._updates = {}
-        self.ledger.closed(current, command.contributions, reduced)
+        self.ledger.closed(current, command.contributions, reduced, gates)
         self._plan_holds(command.round_id, plan, next_plan)
         self.post(core.Aggregated(command.round_id, self.course.outlook(command.round_id, next_plan)))
         await self._lane.write(self._commit, current, self.course.best_versions)
@@ -442,14 +445,16 @@ class Federation:
             self.ledger.feed.publish("plan_changed", event)
 
     def _reweighing(self, updates: Sequence[SpooledUpdate]) -> Reweigh:
-        """What `federation.correction` makes of the weights of these updates."""
+        """What `federation.expert_weights` and `federation.correction` make of the weights of these updates."""
         base, overrides = self.config.training, self.config.training_overrides
         training = {}
         for update in updates:
             tasks = self._present.get(update.client_id, frozenset(update.header.tasks))
             training[update.client_id] = changed(base, changes_for(overrides, update.client_id, tasks))
         done = {update.client_id: update.header.tasks for update in updates}
-        return reweighing(self.config.federation.correction, training, done, self._present)
+        rules = self.config.federation
+        experts = by_routing(done, rules.task_weights) if rules.expert_weights == "routing" else None
+        return reweighing(rules.correction, training, done, self._present, experts)
 
     def _commit(self, current: OpenRound, best: frozenset[int]) -> None:
         """Make the version durable, in the lane, where the model does not change meanwhile. Bears being done twice."""

@@ -1,4 +1,4 @@
-"""The run's history in SQLite (WAL): rounds, bytes per slot, updates, evaluations, clients, plans,
+"""The run's history in SQLite (WAL): rounds, bytes per slot, gates, updates, evaluations, clients, plans,
 refusals, quarantines, events.
 
 One process writes; others may read the file at any time. Methods block and may be called from any thread.
@@ -22,8 +22,8 @@ from server.slot_traffic import SlotBytes
 
 #: Seconds to wait for another program that holds the file.
 BUSY_S: Final = 10.0
-#: Format of the tables, kept in the file. Tables that are only added (``slots``, ``slot_bytes``) don't change it: they
-#: are made in an older file, where rounds of before have no rows.
+#: Format of the tables, kept in the file. Tables that are only added (``slots``, ``slot_bytes``, ``gates``) don't
+#: change it: they are made in an older file, where rounds of before have no rows.
 FORMAT: Final = 2
 SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS run (key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -35,6 +35,7 @@ CREATE TABLE IF NOT EXISTS slots (number INTEGER PRIMARY KEY, slot TEXT NOT NULL
 CREATE TABLE IF NOT EXISTS slot_bytes (
     round INTEGER NOT NULL, slot INTEGER NOT NULL, down INTEGER NOT NULL, up INTEGER NOT NULL,
     PRIMARY KEY (round, slot)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS gates (round INTEGER PRIMARY KEY, record TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS commits (
     version INTEGER PRIMARY KEY, at REAL NOT NULL, sha256 TEXT NOT NULL, plan TEXT NOT NULL, seconds REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS updates (
@@ -210,10 +211,11 @@ class History:
         bytes_down: int,
         bytes_up: int,
         slots: Mapping[str, SlotBytes] | None = None,
+        gates: Mapping[str, Any] | None = None,
     ) -> None:
         """A round is over; times in seconds since the epoch, bytes as they crossed the connections.
 
-        `slots` are the bytes of payloads per slot. One transaction.
+        `slots` are the bytes of payloads per slot, `gates` is what the gates did (None: nothing). One transaction.
         """
         row = (
             *(round_id, attempt, started, finished, finished - started),
@@ -222,6 +224,9 @@ class History:
         with self._transaction() as connection:
             connection.execute("INSERT OR REPLACE INTO rounds VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
             _put_slots(connection, round_id, slots or {})
+            connection.execute("DELETE FROM gates WHERE round = ?", (round_id,))
+            if gates is not None:
+                connection.execute("INSERT INTO gates VALUES (?, ?)", (round_id, json.dumps(dict(gates))))
 
     def record_slots(self, round_id: int, slots: Mapping[str, SlotBytes]) -> None:
         """Payload bytes per slot of a round that is not over, in place of what was recorded of it. One transaction."""
@@ -261,7 +266,7 @@ class History:
             for table, column in (
                 *(("commits", "version"), ("rounds", "round"), ("updates", "round"), ("evaluations", "version")),
                 *(("plans", "since_version"), ("refusals", "round"), ("strikes", "round"), ("judgements", "version")),
-                *(("slot_bytes", "round"), ("training_changes", "round")),
+                *(("slot_bytes", "round"), ("training_changes", "round"), ("gates", "round")),
             ):
                 # Of the tables' names none comes from outside.
                 connection.execute(f"DELETE FROM {table} WHERE {column} > ?", (version,))  # noqa: S608
@@ -319,6 +324,10 @@ class History:
         for row in self._read(query):
             found.setdefault(row["round"], {})[row["family_group"]] = {"down": row["down"], "up": row["up"]}
         return found
+
+    def gates(self) -> dict[int, dict[str, Any]]:
+        """Round to what its gates did (`server.gate_records`), of every finished round with experts."""
+        return {row["round"]: json.loads(row["record"]) for row in self._read("SELECT * FROM gates ORDER BY round")}
 
     def updates(self, round_id: int | None = None) -> list[dict[str, Any]]:
         """Accepted updates, of one round or of all, each with the settings that were changed for its training."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from common.log_context import set_log_context
 from common.messages import EvaluationReport, Ready
@@ -17,6 +18,7 @@ from common.tasks import TaskSpec
 from server.connection import Connection
 from server.coordination import BeginRound
 from server.events import EventFeed
+from server.gate_records import in_words
 from server.history import History
 from server.prometheus import Measures
 from server.records import OpenRound, Participant, Traffic
@@ -63,7 +65,12 @@ class Ledger:
         self._target_rounds = target_rounds
         self._write = write
         self.scoreboard = Scoreboard.restored(
-            version, history.rounds(), history.updates(), history.evaluations(), history.group_bytes()
+            version,
+            history.rounds(),
+            history.updates(),
+            history.evaluations(),
+            history.group_bytes(),
+            history.gates(),
         )
         self.slots = SlotTraffic(history.slot_bytes(version + 1))
         #: Of rounds that are closed and not in the history yet.
@@ -174,13 +181,22 @@ class Ledger:
         headers = [tensor for update in updates for tensor in update.header.tensors]
         self.slots.received_before((h.slot, plan.by_id[h.slot].spec.group, h.nbytes) for h in headers)
 
-    def closed(self, current: OpenRound, contributions: Mapping[str, Examples], now: float) -> None:
-        """A round has made its version."""
+    def closed(
+        self,
+        current: OpenRound,
+        contributions: Mapping[str, Examples],
+        now: float,
+        gates: dict[str, Any] | None = None,
+    ) -> None:
+        """A round has made its version; `gates` is what its updates say of the gates."""
         examples: dict[str, int] = {}
         for counts in contributions.values():
             for task, count in counts.items():
                 examples[task] = examples.get(task, 0) + count
         current.slots = self._unrecorded[current.round_id] = self.slots.take()
+        current.gates = gates
+        if gates is not None:
+            log.info("round %d: %s", current.round_id, in_words(gates))
         self.measures.round_seconds.observe(now - current.started)
         self.scoreboard.rounds[current.round_id] = RoundRecord(
             current.round_id,
@@ -192,6 +208,7 @@ class Ledger:
             examples=examples,
             attempts=current.attempt,
             groups=by_group(current.slots),
+            gates=gates,
         )
 
     def published(self, version: int) -> None:
@@ -215,6 +232,7 @@ class Ledger:
             bytes_down=done.bytes_down,
             bytes_up=done.bytes_up,
             slots=current.slots,
+            gates=current.gates,
         )
         self._unrecorded.pop(current.round_id, None)
 

@@ -23,6 +23,7 @@ from server.connection import Connection
 from server.coordinator import Coordinator
 from server.course import Course
 from server.farewell import Farewell
+from server.gate_checks import check_gates
 from server.ledger import Ledger
 from server.model_state import ModelState
 from server.run_directory import RunDirectory
@@ -218,6 +219,7 @@ class Reception:
         slice_ = plan.slice(self._specs if connection.full else connection.tasks)
         tasks, full = connection.tasks, connection.full
         check_update(header, run_id=self._run_id, plan=plan, slice_=slice_, tasks=tasks, full=full)
+        check_gates(header, plan, needed=self.config.federation.expert_weights == "routing")
         if header.version == self.model.version and header.base not in ("", self.model.digest_of(slice_)):
             # Its server died with that version on its way to the disk, and somebody who was late then was not now.
             raise UpdateRejected("stale_version", f"version {header.version} was made again and came out otherwise")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from common.messages import DataReport
 from server.slot_traffic import SlotBytes
@@ -51,6 +51,8 @@ class OpenRound:
     phases: dict[str, float] = field(default_factory=dict)
     #: Slot id to the bytes of its payloads; known when the round is closed.
     slots: dict[str, SlotBytes] = field(default_factory=dict)
+    #: `server.gate_records.gate_record`; known when the round is closed.
+    gates: dict[str, Any] | None = None
 
 
 @dataclass

@@ -62,7 +62,8 @@ def reduce_round(
             takes away is not given to the others, as in FedBuff.
         cancelled: set by another thread to end the fold at the next slot.
         next_plan: the plan of the next round, with which the new version is stored; None: as it is.
-        reweigh: changes the weights of a slot's updates, before the discounts.
+        reweigh: changes the weights of a slot's updates, before the discounts; a slot that it leaves none keeps its
+            value.
 
     Raises:
         ReductionCancelled: `cancelled` was set.
@@ -88,6 +89,8 @@ def reduce_round(
             return value
         if reweigh is not None:
             weights = dict(reweigh(slot, weights))
+            if not weights:
+                return value
         moved = aggregators.for_slot(slot).reduce(
             value,
             [

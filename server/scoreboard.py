@@ -23,6 +23,8 @@ class RoundRecord:
     attempts: int = 1
     #: Group of slots to the bytes of its payloads, ``down`` and ``up``.
     groups: dict[str, dict[str, int]] = field(default_factory=dict)
+    #: What the gates did (`server.gate_records`); None without experts.
+    gates: dict[str, Any] | None = None
 
 
 class Scoreboard:
@@ -48,6 +50,7 @@ class Scoreboard:
         updates: Iterable[Mapping[str, Any]],
         evaluations: Iterable[Mapping[str, Any]],
         groups: Mapping[int, dict[str, dict[str, int]]] | None = None,
+        gates: Mapping[int, dict[str, Any]] | None = None,
     ) -> Self:
         """The board of a run that goes on, from the rows of its history up to the committed version."""
         board = cls()
@@ -57,7 +60,11 @@ class Scoreboard:
             row = timed.get(number, {"seconds": 0.0, "bytes_down": 0, "bytes_up": 0, "phases": {}, "attempt": 1})
             figures = {key: row[key] for key in ("seconds", "bytes_down", "bytes_up", "phases")}
             board.rounds[number] = RoundRecord(
-                number, **figures, attempts=row["attempt"], groups=(groups or {}).get(number, {})
+                number,
+                **figures,
+                attempts=row["attempt"],
+                groups=(groups or {}).get(number, {}),
+                gates=(gates or {}).get(number),
             )
         for update in updates:
             if update["round"] <= version:
@@ -109,6 +116,7 @@ class Scoreboard:
                 "training_examples": record.examples,
                 "attempts": record.attempts,
                 "tasks": self._tasks_of(version),
+                **({} if record.gates is None else {"gates": record.gates}),
             }
             for version, record in sorted(self.rounds.items())
         ]

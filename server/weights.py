@@ -45,7 +45,7 @@ def slot_weights(
                 totals[task] = totals.get(task, 0) + count
     if not totals:
         return {}
-    raw = {task: _omega(task, total, task_weights) for task, total in sorted(totals.items())}
+    raw = {task: omega(task, total, task_weights) for task, total in sorted(totals.items())}
     norm = math.fsum(raw.values()) / (len(raw) if step == "sum" else 1)
     weights: dict[str, float] = {}
     for client_id in sorted(examples):
@@ -59,7 +59,14 @@ def slot_weights(
     return weights
 
 
-def _omega(task: str, total: int, rule: TaskWeights) -> float:
+def omega(task: str, total: int, rule: TaskWeights) -> float:
+    """A task's weight before it is normalised.
+
+    Args:
+        task: its name.
+        total: its examples in the round over all clients, above 0.
+        rule: the rule, or a weight per task.
+    """
     if isinstance(rule, Mapping):
         return rule[task]
     match rule:

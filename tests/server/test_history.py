@@ -57,6 +57,19 @@ def test_rounds_and_updates(history: History) -> None:
     assert history.updates(1)[1]["tasks"] == {"mood": {"num_examples": 3}}
 
 
+def test_what_gates_did_is_kept_by_round_and_forgotten_with_it(history: History) -> None:
+    timing: dict[str, Any] = {
+        "attempt": 1, "started": 0.0, "finished": 1.0, "phases": {}, "cohort": [], "bytes_down": 0, "bytes_up": 0,
+    }  # fmt: skip
+    for number in (1, 2, 3):
+        history.record_round(number, **timing, gates={"experts": {"expert.0": number / 4}})
+    history.record_round(2, **timing, gates={"experts": {"expert.0": 0.75}})  # again
+    history.record_round(1, **timing)
+    assert history.gates() == {2: {"experts": {"expert.0": 0.75}}, 3: {"experts": {"expert.0": 0.75}}}
+    history.rewind(2)
+    assert history.gates().keys() == {2}
+
+
 def test_an_update_tells_the_settings_that_were_changed_for_its_training(history: History) -> None:
     assert not history.any_training_changes()
     history.record_training(1, "p", {"batch_size": 8})

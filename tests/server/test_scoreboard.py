@@ -71,15 +71,19 @@ def test_a_board_is_restored_up_to_the_committed_version() -> None:
     timing = {"seconds": 2.0, "bytes_down": 3, "bytes_up": 4, "phases": {}, "attempt": 2}
     done = {"mood": {"num_examples": 5}}
     score = {"client_id": "p", "task": "mood", "metrics": {"accuracy": 0.5}, "loss": 1.0, "examples": 4}
+    used = {"experts": {"expert.0": 1.0}}
     restored = Scoreboard.restored(
         2,
         [{"round": 1, **timing}, {"round": 3, **timing}],
         [{"round": r, "client_id": c, "tasks": done} for r in (1, 2, 3) for c in "pq"],
         [{"version": version, **score} for version in range(4)],
+        gates={1: used, 3: used},
     )
     rows = restored.history()
     assert [row["round"] for row in rows] == [0, 1, 2], "round 3 was not committed"
     assert (rows[1]["attempts"], rows[1]["training_examples"]) == (2, {"mood": 10})
     assert rows[2]["participants"] == ["p", "q"]
     assert rows[2]["tasks"]["mood"]["accuracy"] == 0.5
+    assert [row.get("gates") for row in rows] == [None, used, None]
+    assert "gates" not in rows[2], "a run without experts shows none"
     assert restored.combined(3) == {}
