@@ -5,12 +5,16 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
 from torch import nn
 
 from common.errors import ConfigError
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def compiled(module: nn.Module, device: torch.device) -> nn.Module:
@@ -22,6 +26,12 @@ def compiled(module: nn.Module, device: torch.device) -> nn.Module:
     require_compiler(device)
     made: Any = torch.compile(module, dynamic=True)  # a module, though its type says a function
     return cast("nn.Module", made)
+
+
+def compiled_function(function: Callable[P, R], device: torch.device) -> Callable[P, R]:
+    """As `compiled`, for a method of a module."""
+    require_compiler(device)
+    return torch.compile(function, dynamic=True)
 
 
 def require_compiler(device: torch.device) -> None:

@@ -89,4 +89,4 @@ def descend(
         if (ends or (budget is not None and budget.used_up())) and step + 1 < total:
             tally.report()
             break
-    return tally.reports()
+    return tally.reports(objective.gates)

@@ -17,6 +17,7 @@ from client.failures import TrainingCancelled, TrainingDiverged
 from client.kept_update import run_folder
 from client.memory import ClientMemory
 from client.memory_folder import MemoryFolder, memory_folder
+from client.tally import TaskReport
 from client.token_cache import TokenCache
 from client.trainer import LocalTrainer, TaskData
 from client.trainer import Progress as TrainerProgress
@@ -25,7 +26,7 @@ from common.data import Shard, SplitName, load_examples
 from common.errors import ConfigError
 from common.families import family_from_description
 from common.families.base import Family
-from common.messages import DataReport, TaskContribution, TaskEvaluation, Welcome, Work
+from common.messages import DataReport, GateReport, TaskContribution, TaskEvaluation, Welcome, Work
 from common.plan import Slice
 from common.tasks import TaskSpec
 from common.tensors import NUMPY_DTYPES, EncodedTensor, encode_tensor
@@ -145,12 +146,7 @@ class LocalWorkload:
         tensors = [encode(slot, delta, allow_rows=True) for slot, delta in result.deltas.items()]
         if self._sync == "full":
             tensors += _unchanged(slice_, result.reports.keys())
-        contributions = {
-            task: TaskContribution(
-                num_examples=done.num_examples, num_steps=done.num_steps, loss=done.loss, seconds=done.seconds
-            )
-            for task, done in result.reports.items()
-        }
+        contributions = {task: contribution_of(done) for task, done in result.reports.items()}
         return TrainedUpdate(contributions, tensors, result.remembered)
 
     def _settings_of(self, work: Work) -> TrainSettings:
@@ -174,6 +170,17 @@ class LocalWorkload:
             raise WorkDeclined(str(error)) from error
         except (MemoryError, torch.OutOfMemoryError) as error:
             raise WorkDeclined(f"out of memory on {self._device}: lower training.batch_size ({error})") from error
+
+
+def contribution_of(done: TaskReport) -> TaskContribution:
+    """A task's report as it is sent."""
+    gates = {
+        name: GateReport(experts=gate.experts, mass=gate.mass, entropy=gate.entropy)
+        for name, gate in done.gates.items()
+    }
+    return TaskContribution(
+        num_examples=done.num_examples, num_steps=done.num_steps, loss=done.loss, seconds=done.seconds, gates=gates
+    )
 
 
 def _understood(model: type[Model], data: object) -> Model:

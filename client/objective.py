@@ -1,8 +1,9 @@
 """What one optimiser step minimises, and its gradient.
 
-A step minimises the sum over its tasks of weight times mean loss. Tasks that share the encoder are computed in one
-pass. Where each task's gradient must be known by itself (gradient surgery, GradNorm) every task has a pass of its own
-instead: as many backward passes through one mixed pass would each cost a whole batch.
+A step minimises the sum over its tasks of weight times mean loss, and what the family adds to it (load balance,
+orthogonality): a mean over the step's examples. Tasks that share the encoder are computed in one pass. Where each
+task's gradient must be known by itself (gradient surgery, GradNorm) every task has a pass of its own instead: as many
+backward passes through one mixed pass would each cost a whole batch.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from client.batches import Batch, Indices
 from client.device import autocast, to_device
+from client.gate_sums import GateSums
 from client.gradnorm import last_shared
 from client.joining import join, joinable_groups, places
 from client.loss import loss_sum, loss_weight
@@ -41,6 +43,9 @@ class Objective:
         settings: how to train.
         tasks: those that the client trains; all of the model's when left out.
         remembered: the client's numbers after its last round, which loss weights go on from.
+
+    Attributes:
+        gates: what the model's gates did in all steps so far.
     """
 
     def __init__(
@@ -61,6 +66,7 @@ class Objective:
         self._weights = build_loss_weights(settings, self._tasks, remembered or {}, model.device)
         self._surgery = None if settings.surgery == "none" else Surgery(settings)
         compares = settings.loss_weighting == "gradnorm"
+        self.gates = GateSums(model.gates)
         self._measured = last_shared(model.parameter_slots.values(), frozenset(self._tasks)) if compares else ()
 
     def backward(self, batch: Batch) -> dict[str, tuple[Tensor, int]]:
@@ -88,21 +94,22 @@ class Objective:
             self._model.train_only(*group)
             for portion in passes(rows, self._lengths) if self._settings.length_buckets else [rows]:
                 for piece in pieces(Batch(portion), self._settings.micro_batch_size):
-                    found = self._losses(piece.rows, divisors)
-                    torch.autograd.backward([loss * self._weights.of(task) for task, loss in found.items()])
+                    found, penalty = self._losses(piece, divisors, len(batch))
+                    weighted = [loss * self._weights.of(task) for task, loss in found.items()]
+                    torch.autograd.backward([*weighted, *penalty])
                     _add(losses, found)
         self._weights.learn(losses, {})
         return losses
 
     def _task_by_task(self, batch: Batch) -> dict[str, Tensor]:
-        """One backward pass per task, then all gradients made into one."""
+        """One backward pass per task, then all gradients made into one; a task's share of the penalty goes with it."""
         divisors, losses = self._divisors(batch), dict[str, Tensor]()
         gradients: dict[str, dict[str, Tensor]] = {}
         for task, rows in batch.rows.items():
             self._model.train_only(task)
             for piece in pieces(Batch({task: rows}), self._settings.micro_batch_size):
-                found = self._losses(piece.rows, divisors)
-                torch.autograd.backward(list(found.values()))
+                found, penalty = self._losses(piece, divisors, len(batch))
+                torch.autograd.backward([*found.values(), *penalty])
                 _add(losses, found)
             gradients[task] = self._model.take_gradients()
         norms = {
@@ -115,20 +122,34 @@ class Objective:
         self._weights.learn(losses, norms)
         return losses
 
-    def _losses(self, rows: Mapping[str, Indices], divisors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What these rows add to each task's mean loss over the step, with its graph."""
-        device = self._model.device
+    def _losses(
+        self, piece: Batch, divisors: Mapping[str, Tensor], whole: int
+    ) -> tuple[dict[str, Tensor], list[Tensor]]:
+        """What a piece adds to each task's mean loss over the step, and to the penalty if there is one, with its graph.
+
+        Args:
+            piece: of tasks of one pass.
+            divisors: task to the weight of all its rows in the step.
+            whole: the step's examples: the penalty is a mean over them, in however many passes they come.
+        """
+        device, rows = self._model.device, piece.rows
+        parts, inputs = self._inputs(rows)
+        inputs = to_device(inputs, device)
+        with autocast(device, self._settings.precision):
+            done = self._model.training_pass(parts, inputs)
+        self.gates.add(done.gates)
+        labels = to_device({task: self._labels(task, indices) for task, indices in rows.items()}, device)
+        losses = {task: loss_sum(self._tasks[task], done.outputs[task], labels[task]) / divisors[task] for task in rows}
+        if done.penalty is None or not done.penalty.requires_grad:  # nothing that it depends on is open for training
+            return losses, []
+        return losses, [done.penalty.float() * (len(piece) / whole)]
+
+    def _inputs(self, rows: Mapping[str, Indices]) -> tuple[dict[str, slice], dict[str, Tensor]]:
+        """Where each task's rows lie in a pass, and the model's inputs."""
         if len(rows) == 1:
             ((task, indices),) = rows.items()
-            inputs = to_device(self._splits[task].collate(indices), device)
-            with autocast(device, self._settings.precision):
-                outputs = {task: self._model.forward(task, inputs)}
-        else:
-            inputs = to_device(join({task: (self._splits[task], indices) for task, indices in rows.items()}), device)
-            with autocast(device, self._settings.precision):
-                outputs = self._model.forward_parts(places(rows), inputs)
-        labels = to_device({task: self._labels(task, indices) for task, indices in rows.items()}, device)
-        return {task: loss_sum(self._tasks[task], outputs[task], labels[task]) / divisors[task] for task in rows}
+            return {task: slice(None)}, self._splits[task].collate(indices)
+        return places(rows), join({task: (self._splits[task], indices) for task, indices in rows.items()})
 
     def _divisors(self, batch: Batch) -> dict[str, Tensor]:
         """What each task's sum of losses is divided by: the whole step's weight, in however many pieces it comes."""

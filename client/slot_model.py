@@ -7,7 +7,7 @@ same `nn.Parameter` in both, so both tasks train it.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from client.compilation import compiled
+from client.compilation import compiled, compiled_function
 from client.dropout import DropoutStream, use_stream
 from common.errors import PlanError
+from common.families.base import MultiTaskModel, TrainingPass
 from common.plan import Slice, Slot
 
 if TYPE_CHECKING:
-    from common.families.base import Family, MultiTaskModel
+    from common.families.base import Family
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class SlotModel:
         self._active: frozenset[str] | None = None
         self._open: frozenset[str] = frozenset(self.slots)
         self._compiled: dict[int, nn.Module] = {}
+        self._compiled_passes: dict[int, Callable[[Mapping[str, slice], Mapping[str, Tensor]], TrainingPass]] = {}
 
     def load(self, values: Mapping[str, Tensor], *, training: bool, in_place: Container[str] = ()) -> None:
         """Give every slot its value and put the modules into training or evaluation mode.
@@ -118,9 +120,26 @@ class SlotModel:
         outputs: Tensor = self._compiled.get(id(module), module)(task, batch)
         return outputs
 
-    def forward_parts(self, parts: Mapping[str, slice], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Outputs of several tasks' rows in one batch, as `MultiTaskModel.forward_parts`; tasks of one `together`."""
-        return self._module_of[next(iter(parts))].forward_parts(parts, batch)
+    def training_pass(self, parts: Mapping[str, slice], batch: Mapping[str, Tensor]) -> TrainingPass:
+        """What `MultiTaskModel.training_pass` computes of the rows of tasks of one `together`.
+
+        Args:
+            parts: task to its rows of the batch.
+            batch: on the model's device.
+        """
+        module = self._module_of[next(iter(parts))]
+        compiled_pass = self._compiled_passes.get(id(module))
+        if compiled_pass is not None:
+            return compiled_pass(parts, batch)
+        if len(parts) == 1 and id(module) in self._compiled:
+            ((task, rows),) = parts.items()
+            part = batch if rows == slice(None) else {name: tensor[rows] for name, tensor in batch.items()}
+            return TrainingPass({task: self.forward(task, part)})
+        return module.training_pass(parts, batch)
+
+    def gates(self, task: str) -> Mapping[str, tuple[str, ...]]:
+        """As `MultiTaskModel.gates`."""
+        return self._module_of[task].gates(task)
 
     def together(self, tasks: Iterable[str]) -> list[tuple[str, ...]]:
         """Group tasks that one pass can train: of one replica, and none reads a slot that only another may train."""
@@ -152,7 +171,7 @@ class SlotModel:
         return slot_id in self._open
 
     def compile(self) -> None:
-        """Compile the forward pass of every replica, once.
+        """Compile the passes of every replica, once.
 
         Raises:
             ConfigError: this machine lacks what compiling needs.
@@ -160,6 +179,10 @@ class SlotModel:
         for replica in self.replicas:
             if id(replica.module) not in self._compiled:
                 self._compiled[id(replica.module)] = compiled(replica.module, self.device)
+                if type(replica.module).training_pass is not MultiTaskModel.training_pass:
+                    self._compiled_passes[id(replica.module)] = compiled_function(
+                        replica.module.training_pass, self.device
+                    )
 
     def clear_gradients(self) -> None:
         """Let go of all gradients."""

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from torch import Tensor
 
 from client.failures import TrainingDiverged
+from client.gate_sums import GateReport, GateSums
 from common.training import Position
+
+__all__ = ["GateReport", "Progress", "Tally", "TaskReport"]
 
 #: Seconds between two progress reports; each waits for the device once.
 PROGRESS_INTERVAL_S: Final = 0.5
@@ -43,12 +46,14 @@ class TaskReport:
         loss: mean training loss per example over those steps.
         seconds: time spent in those steps, shared among the tasks of a step by their examples (on CUDA the time to
             launch them, which evens out over a round).
+        gates: gate to what it did with the task's examples, for a model with experts.
     """
 
     num_examples: int
     num_steps: int
     loss: float
     seconds: float
+    gates: Mapping[str, GateReport] = field(default_factory=dict)
 
 
 @dataclass
@@ -117,9 +122,12 @@ class Tally:
         speed = examples / (self._reported - self._started) if examples else 0.0
         self._progress(Progress(self._steps, self._total, sum(losses.values()) / max(1, examples), speed))
 
-    def reports(self) -> dict[str, TaskReport]:
-        """What was done for each task that took part in a step."""
+    def reports(self, gates: GateSums | None = None) -> dict[str, TaskReport]:
+        """What was done for each task that took part in a step, and by the gates of a model that has some."""
+        used = {} if gates is None else gates.reports({task: done.examples for task, done in self._sums.items()})
         return {
-            task: TaskReport(done.examples, done.steps, float(done.loss) / done.examples, done.seconds)
+            task: TaskReport(
+                done.examples, done.steps, float(done.loss) / done.examples, done.seconds, used.get(task, {})
+            )
             for task, done in self._sums.items()
         }

@@ -25,6 +25,7 @@ from client.device import deterministic, dropout_stream, threads
 from client.epochs import AfterEpoch, at_epochs
 from client.evaluate import evaluate_task
 from client.failures import TrainingCancelled, TrainingDiverged
+from client.gate_sums import unused
 from client.memory import ClientMemory, Memory, resident, residents
 from client.objective import Objective
 from client.precision import faster_precision
@@ -75,7 +76,8 @@ class LocalResult:
 
     Attributes:
         deltas: slot id to trained value minus received value, float32 on the CPU, all finite; exactly the
-            travelling slots that a task in `reports` may train and that were open in the last step. Rows of an
+            travelling slots that a task in `reports` may train and that were open in the last step, but for experts
+            to which no gate has sent an example. Rows of an
             embedding table that no example touched are exactly zero; of a table that was kept compact the others come
             as a sparse tensor, coalesced, with one sparse dimension. With SCAFFOLD also what the control variates of
             those slots change by.
@@ -215,7 +217,7 @@ class LocalTrainer:
                     vocabulary=vocabulary,
                     after_step=None if after_epoch is None else at_epochs(after_epoch, model, settings, sizes),
                 )
-            deltas, own = _changes(model, received, frozenset(reports), vocabulary)
+            deltas, own = _changes(model, received, reports, vocabulary)
             if controls is not None:
                 control_deltas, own_controls = controls.changes(deltas)
                 deltas, own = {**deltas, **control_deltas}, {**own, **own_controls}
@@ -317,16 +319,21 @@ class LocalTrainer:
 
 
 def _changes(
-    model: SlotModel, received: Mapping[str, Tensor], tasks: frozenset[str], vocabulary: CompactVocabulary
+    model: SlotModel,
+    received: Mapping[str, Tensor],
+    reports: Mapping[str, TaskReport],
+    vocabulary: CompactVocabulary,
 ) -> tuple[dict[str, Tensor], dict[Slot, Tensor]]:
     """Deltas of the travelling slots that these tasks trained, and the new values of the client's own slots.
 
-    What was not open in the last step never was: it has no delta, and the client no say in it.
+    What was not open in the last step never was: it has no delta, and the client no say in it. Nor has an expert to
+    which no gate has sent an example: it keeps its value, which weight decay or a correction may have moved here.
     """
+    gates = {task: report.gates for task, report in reports.items()}
     deltas: dict[str, Tensor] = {}
     own: dict[Slot, Tensor] = {}
-    for slot_id, slot in model.trained_by(tasks).items():
-        if not model.is_open(slot_id):
+    for slot_id, slot in model.trained_by(frozenset(reports)).items():
+        if not model.is_open(slot_id) or unused(slot, gates):
             continue
         if slot_id in vocabulary.tables:
             deltas[slot_id] = vocabulary.tables[slot_id].delta()

@@ -18,11 +18,19 @@ from client.kept_update import Assignment, KeptUpdates, circumstances, default_s
 from client.workload import TrainedUpdate
 from common import failpoints
 from common.errors import ConfigError
-from common.messages import DataReport, TaskContribution, TensorHeader, Welcome, Work
+from common.messages import DataReport, GateReport, TaskContribution, TensorHeader, Welcome, Work
 from common.tensors import encode_tensor
 
 UPDATE = TrainedUpdate(
-    {"mood": TaskContribution(num_examples=5, num_steps=1, loss=0.5, seconds=0.1)},
+    {
+        "mood": TaskContribution(
+            num_examples=5,
+            num_steps=1,
+            loss=0.5,
+            seconds=0.1,
+            gates={"gate": GateReport(experts=("expert.0", "expert.1"), mass=(1.25, 3.75), entropy=0.5)},
+        )
+    },
     [
         encode_tensor("body", np.arange(40, dtype=np.float32)),
         encode_tensor("empty", np.zeros(0, np.float32)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ import torch
 
 from client.evaluate import evaluate_task
 from client.failures import TrainingCancelled, TrainingDiverged
-from client.local_workload import LocalWorkload
+from client.local_workload import LocalWorkload, contribution_of
+from client.tally import GateReport, TaskReport
 from client.workload import Received, WorkCancelled, WorkDeclined
 from common.errors import ConfigError
 from common.families import build_family
@@ -178,6 +180,13 @@ def test_evaluation_alone_follows_the_settings_that_came_with_it(monkeypatch: py
 
 def decode(tensor: Any) -> Any:  # noqa: ANN401  # an encoded tensor to an array
     return decode_tensor(tensor.header, b"".join(bytes(part) for part in tensor.parts))
+
+
+def test_a_report_is_sent_as_it_is_gates_and_all() -> None:
+    gate = GateReport(("expert.0", "expert.1"), (0.0, 12.0), 0.25)
+    report = TaskReport(12, 3, 0.5, 0.1, {"gate": gate})
+    sent = contribution_of(report)
+    assert sent.model_dump() == asdict(report)
 
 
 def test_full_synchronisation_returns_every_slot() -> None:

@@ -13,6 +13,7 @@ from common.messages import (
     Declined,
     EvaluationReport,
     Finished,
+    GateReport,
     Goodbye,
     Heartbeat,
     Hello,
@@ -35,6 +36,11 @@ from common.tensors import NUMPY_DTYPES, Array, EncodedTensor, encode_tensor
 names = st.text(min_size=1, max_size=12)
 texts = st.text(max_size=40)
 finite = st.floats(allow_nan=False, allow_infinity=False)
+gates = st.dictionaries(
+    names,
+    st.builds(GateReport, experts=st.just(("a", "b")), mass=st.just((0.25, 0.75)), entropy=st.just(0.5)),
+    max_size=2,
+)
 measured = st.floats(-1e100, 1e100)
 seconds = st.floats(min_value=0, max_value=1e9)
 counts = st.integers(0, 2**53)
@@ -124,7 +130,9 @@ messages: st.SearchStrategy[Message] = st.one_of(
         plan=digests,
         stream=u32,
         tasks=tasks_of(
-            st.builds(TaskContribution, num_examples=counts, num_steps=counts, loss=finite, seconds=seconds)
+            st.builds(
+                TaskContribution, num_examples=counts, num_steps=counts, loss=finite, seconds=seconds, gates=gates
+            )
         ),
         tensors=headers,
     ),
