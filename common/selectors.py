@@ -7,6 +7,7 @@ selector                        parameters
 ``backbone``                    all but the heads
 ``heads``                       the heads of all tasks
 ``head:TASK``                   the head of one task
+``own:TASK``                    what one task alone trains: its head, and in some families a column or experts
 ``embeddings``, ``pooler``      that part of the encoder
 ``layers:N``, ``layers:N-M``    encoder layers, counted from 0 at the input; both ends are meant
 ``lower``, ``middle``,          thirds of the encoder's layers, as equal as can be (the upper ones get
@@ -34,6 +35,8 @@ STITCH: Final = "stitch"
 KEYWORDS: Final = (
     "everything", "backbone", "heads", "embeddings", "pooler", "lower", "middle", "upper", "norms", "adapters",
 )  # fmt: skip
+#: Beginnings of selectors that name a task.
+OF_A_TASK: Final = ("head:", "own:")
 _LAYER: Final = re.compile(r"layer\.(\d+)")
 _LAYERS: Final = re.compile(r"layers:(\d+)(?:-(\d+))?")
 _NORM: Final = re.compile(r"(?:^|\.)(?:\w*norm\d*(?:_\w+)?|ln_?\w{0,2}|bn_?\d*)\.", re.IGNORECASE)
@@ -48,10 +51,10 @@ def check_selector(text: str) -> str:
     Raises:
         ValueError: it is none of those listed in the module; names them.
     """
-    known = text in KEYWORDS or text.startswith("head:") or _LAYERS.fullmatch(text) or "." in text
+    known = text in KEYWORDS or text.startswith(OF_A_TASK) or _LAYERS.fullmatch(text) or "." in text
     if not text or not known:
         raise ValueError(
-            f"{text!r} selects nothing: allowed are {', '.join(KEYWORDS)}, head:TASK, layers:N, layers:N-M, "
+            f"{text!r} selects nothing: allowed are {', '.join(KEYWORDS)}, head:TASK, own:TASK, layers:N, layers:N-M, "
             "or a pattern of parameter names, which holds a dot"
         )
     span = _LAYERS.fullmatch(text)
@@ -124,6 +127,9 @@ def _predicate(text: str, specs: Sequence[ParameterSpec]) -> _Predicate:
     if text.startswith("head:"):
         task = text.removeprefix("head:")
         return lambda spec: spec.group == HEAD and task in spec.used_by
+    if text.startswith("own:"):
+        alone = frozenset({text.removeprefix("own:")})
+        return lambda spec: spec.trained_by == alone
     if span := _LAYERS.fullmatch(text):
         return _between(int(span[1]), int(span[2] or span[1]))
     match text:

@@ -17,8 +17,9 @@ class SlotChoice(StrictModel):
     """
 
     match: tuple[str, ...] = Field(min_length=1)
-    """One selector or several: everything, backbone, heads, head:TASK, embeddings, pooler, norms, adapters, layers:0-9,
-    lower, middle, upper, or a pattern of parameter names such as ``encoder.*.LayerNorm.*``."""
+    """One selector or several: everything, backbone, heads, head:TASK, own:TASK (all that the task alone trains),
+    embeddings, pooler, norms, adapters, layers:0-9, lower, middle, upper, or a pattern of parameter names such as
+    ``encoder.*.LayerNorm.*``."""
     tasks: tuple[str, ...] | None = Field(default=None, min_length=1)
     """Only slots that are held for no other tasks than these; left out: whatever tasks they are held for."""
 
@@ -39,17 +40,25 @@ class SlotChoice(StrictModel):
 
 
 class StageConfig(StrictModel):
-    """What is opened for training at some round; it stays open from there on."""
+    """What is opened for training at some round."""
 
     from_round: int = Field(ge=1)
     """The first round in which it is trained."""
+    until_round: int | None = Field(default=None, ge=1)
+    """The last round in which it is trained, unless another stage has it open, too; null: it stays open."""
     open: tuple[SlotChoice, ...] = Field(min_length=1)
-    """What is trained from then on, beside what earlier stages opened."""
+    """What is trained from then on, beside what earlier stages have open."""
 
     @field_validator("open", mode="before")
     @classmethod
     def _one_or_more(cls, given: Any) -> Any:  # noqa: ANN401  # pydantic hands over raw input
         return (given,) if isinstance(given, str) else given
+
+    @model_validator(mode="after")
+    def _lasts(self) -> Self:
+        if self.until_round is not None and self.until_round < self.from_round:
+            raise ValueError(f"until_round ({self.until_round}) is before from_round ({self.from_round})")
+        return self
 
 
 class GradualConfig(StrictModel):
@@ -68,8 +77,9 @@ class FreezingConfig(StrictModel):
     and send nothing), ``[backbone]``, ``[head:sst2]``, ``[embeddings, layers:0-9]``, or only what some tasks have for
     themselves: ``[{match: backbone, tasks: [sst2]}]``."""
     schedule: tuple[StageConfig, ...] = ()
-    """Progressive unfreezing: ``[{from_round: 1, open: [heads]}, {from_round: 3, open: [upper]}, ...]``. What no stage
-    has opened yet is frozen. Left out: everything is open from round 1."""
+    """Progressive unfreezing: ``[{from_round: 1, open: [heads]}, {from_round: 3, open: [upper]}, ...]``, or one part
+    after the other: ``[{from_round: 1, until_round: 5, open: "own:income"}, {from_round: 6, open: "own:marital"}]``.
+    What no stage has open is frozen. Left out: everything is open from round 1."""
     gradual: GradualConfig | None = None
     """A schedule by layers, ``{rounds_per_layer: 1}``, in place of `schedule`."""
 

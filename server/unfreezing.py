@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from common.errors import ConfigError
 from common.plan import SharingPlan, Slot
-from common.selectors import EMBEDDINGS, HEAD, layer_count, layer_of, select
+from common.selectors import EMBEDDINGS, HEAD, OF_A_TASK, layer_count, layer_of, select
 from server.freezing_config import FreezingConfig, SlotChoice
 
 
@@ -32,10 +32,19 @@ class SlotGroup:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """What is opened at some round and stays open."""
+    """What is open in some rounds: from one on, and where another is given no longer than to the end of that."""
 
     from_round: int
     open: tuple[SlotGroup, ...]
+    until_round: int | None = None
+
+    def covers(self, round_id: int) -> bool:
+        """Whether it is open in a round."""
+        return self.from_round <= round_id and (self.until_round is None or round_id <= self.until_round)
+
+    def outlasts(self, other: Stage) -> bool:
+        """Whether it is open when another ends."""
+        return self.until_round is None or (other.until_round is not None and other.until_round <= self.until_round)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +53,7 @@ class Schedule:
 
     Attributes:
         freeze: never trained.
-        stages: in the order of rounds; what none has opened yet is frozen. Without stages all is open.
+        stages: in the order of rounds; what none has open is frozen. Without stages all is open.
     """
 
     freeze: tuple[SlotGroup, ...] = ()
@@ -68,7 +77,7 @@ def plan_of_round(
         stopped: tasks that are trained no more: slots that are held for such tasks only are frozen.
         shared_goes_on: of these only the slots of a single task.
     """
-    opened = [group for stage in schedule.stages if stage.from_round <= round_id for group in stage.open]
+    opened = [group for stage in schedule.stages if stage.covers(round_id) for group in stage.open]
 
     def is_closed(slot: Slot) -> bool:
         return (
@@ -100,7 +109,8 @@ def resolve_schedule(config: FreezingConfig, plan: SharingPlan, source: str) -> 
 
     Raises:
         ConfigError: a selector matches nothing, or there is a round in which it leaves nothing to train although not
-            everything is named by `freeze`; names file, key, value and what is allowed.
+            everything is named by `freeze` and later rounds would train again; names file, key, value and what is
+            allowed.
     """
     key = f"{source}: freezing"
     freeze = _groups(f"{key}.freeze", config.freeze, plan)
@@ -109,7 +119,7 @@ def resolve_schedule(config: FreezingConfig, plan: SharingPlan, source: str) -> 
         where = [f"{key}.gradual"] * len(stages)
     else:
         stages = tuple(
-            Stage(stage.from_round, _groups(f"{key}.schedule.{i}.open", stage.open, plan))
+            Stage(stage.from_round, _groups(f"{key}.schedule.{i}.open", stage.open, plan), stage.until_round)
             for i, stage in enumerate(config.schedule)
         )
         where = [f"{key}.schedule.{i}" for i in range(len(stages))]
@@ -118,16 +128,33 @@ def resolve_schedule(config: FreezingConfig, plan: SharingPlan, source: str) -> 
         if config.schedule or config.gradual is not None:
             raise ConfigError(f"{key}: freeze leaves nothing for a schedule to open; leave the schedule out")
         return schedule
-    before: frozenset[str] = frozenset()
-    for stage, at in zip(stages, where, strict=True):
+    _check_stages(schedule, where, plan)
+    return schedule
+
+
+def _check_stages(schedule: Schedule, where: Sequence[str], plan: SharingPlan) -> None:
+    """Refuse a stage that opens nothing new, and one after whose end nothing is open until a later one begins.
+
+    Args:
+        schedule: of stages.
+        where: the key of each.
+        plan: the model's.
+    """
+    for number, (stage, at) in enumerate(zip(schedule.stages, where, strict=True)):
         trained = _trained(plan_of_round(plan, schedule, stage.from_round))
-        if trained == before:
+        others = Schedule(schedule.freeze, tuple(s for s in schedule.stages[:number] if s.outlasts(stage)))
+        if trained == (_trained(plan_of_round(plan, others, stage.from_round)) if others.stages else frozenset()):
             raise ConfigError(
                 f"{at}: opens nothing that can be trained from round {stage.from_round} on and was not open before; "
                 "leave the stage out, or open something that freeze does not name"
             )
-        before = trained
-    return schedule
+        if stage.until_round is None or stage.until_round + 1 >= schedule.stages[-1].from_round:
+            continue  # after the last stage nothing need be open: there the run ends
+        if not _trained(plan_of_round(plan, schedule, stage.until_round + 1)):
+            raise ConfigError(
+                f"{at}.until_round: after round {stage.until_round} no stage has anything open that can be trained, "
+                "until a later one begins: begin it there, or let this one last longer"
+            )
 
 
 def _trained(plan: SharingPlan) -> frozenset[str]:
@@ -145,7 +172,7 @@ def _group(key: str, entry: SlotChoice, plan: SharingPlan) -> SlotGroup:
     if tasks is not None and (unknown := tasks - known):
         raise ConfigError(f"{key}.tasks: no task {', '.join(sorted(unknown))}; this run has {', '.join(sorted(known))}")
     for text in entry.match:
-        if text.startswith("head:") and text.removeprefix("head:") not in known:
+        if text.startswith(OF_A_TASK) and text.partition(":")[2] not in known:
             raise ConfigError(f"{key}: {text!r}: no such task; this run has {', '.join(sorted(known))}")
     try:
         group = SlotGroup(select(entry.match, plan.blueprint.parameters), tasks)

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from common.families.cross_stitch_config import CrossStitchConfig
+from common.families.progressive_config import ProgressiveConfig
 from common.families.tabular_config import SharedBottomConfig, SingleTaskConfig
 from common.strict_model import StrictModel
 
@@ -162,7 +163,7 @@ class TransformerConfig(StrictModel):
 
 #: The `model:` section of any family over tabular rows.
 AnyTabularConfig = Annotated[
-    SingleTaskConfig | SharedBottomConfig | CrossStitchConfig,
+    SingleTaskConfig | SharedBottomConfig | CrossStitchConfig | ProgressiveConfig,
     Field(discriminator="family"),
 ]
 

@@ -47,7 +47,16 @@ class Tower(HiddenLayers):
         self.output = nn.Linear([input_size, *widths][-1], outputs)
         self._score = score
 
-    def forward(self, values: Tensor) -> Tensor:
-        """Logits (B, outputs), or scores (B,)."""
-        outputs: Tensor = self.output(super().forward(values))
+    def forward(self, values: Tensor, added: Tensor | None = None) -> Tensor:
+        """Logits (B, outputs), or scores (B,).
+
+        Args:
+            values: (B, input_size).
+            added: joins the sum of the first layer, be it hidden or the output's.
+        """
+        for number in range(len(self.layers)):
+            values, added = self.step(number, values, added), None
+        outputs: Tensor = self.output(values)
+        if added is not None:
+            outputs = outputs + added
         return outputs.squeeze(-1) if self._score else outputs

@@ -19,6 +19,8 @@ from common.families.cross_stitch_config import CrossStitchConfig
 from common.families.encoded_rows import EncodedRows
 from common.families.heads import check_task_names
 from common.families.module_blueprint import placed_blueprint
+from common.families.progressive import ProgressiveModel
+from common.families.progressive_config import ProgressiveConfig
 from common.families.shared_bottom import SharedBottomModel
 from common.families.single_task import SingleTaskModel
 from common.families.tabular_config import SharedBottomConfig, SingleTaskConfig, TabularConfig
@@ -38,6 +40,7 @@ MODELS: Final[Mapping[str, tuple[type[TabularConfig], type[TabularModel[Any]]]]]
         (SingleTaskConfig, SingleTaskModel),
         (SharedBottomConfig, SharedBottomModel),
         (CrossStitchConfig, CrossStitchModel),
+        (ProgressiveConfig, ProgressiveModel),
     )
 }
 

@@ -39,6 +39,7 @@ def test_what_each_selector_means() -> None:
     assert select("heads", specs) == heads
     assert select("backbone", specs) == names - heads
     assert select("head:sst2", specs) == {"heads.sst2.output.weight"}
+    assert select("own:sst2", specs) == {"heads.sst2.output.weight"}
     assert select("embeddings", specs) == {s.name for s in specs if s.group == "embeddings"}
     assert select("pooler", specs) == {"encoder.pooler.dense.weight"}
     assert select("norms", specs) == {name for name in names if "LayerNorm" in name}
@@ -72,7 +73,7 @@ def test_an_unknown_form_is_refused_with_what_is_allowed(text: str) -> None:
         select(text, specs)
 
 
-@pytest.mark.parametrize("text", ["head:rte", "layers:3-5", "adapters", "heads.rte.*"])
+@pytest.mark.parametrize("text", ["head:rte", "own:rte", "layers:3-5", "adapters", "heads.rte.*"])
 def test_a_selector_that_matches_nothing_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="matches no parameter of this model"):
         select(text, encoder(3))

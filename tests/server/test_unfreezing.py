@@ -70,6 +70,34 @@ def test_stages_add_up_and_what_freeze_names_stays() -> None:
     ]
 
 
+def test_a_stage_may_end_where_the_next_begins() -> None:
+    stages = [
+        {"from_round": 1, "until_round": 2, "open": ["own:sst2"]},
+        {"from_round": 3, "until_round": 5, "open": ["own:qqp", "layers:2"]},
+        {"from_round": 5, "open": "upper"},
+    ]
+    schedule = schedule_of(schedule=stages)
+    assert [open_groups(schedule, r) for r in (2, 5, 6)] == [["head"], ["layer.2", "head"], ["layer.2"]]
+    assert trained_tasks(plan_of_round(SPLIT, schedule_of(SPLIT, schedule=stages[:2]), 2)) == {"sst2"}
+    assert trained_tasks(plan_of_round(GLUE, schedule, 1)) == {"sst2"}
+
+
+def test_after_the_last_stage_has_ended_nothing_is_open() -> None:
+    schedule = schedule_of(schedule=[{"from_round": 1, "until_round": 2, "open": "heads"}])
+    assert open_groups(schedule, 3) == []
+
+
+def test_rounds_between_stages_with_nothing_open_are_refused() -> None:
+    stages = [{"from_round": 1, "until_round": 2, "open": "heads"}, {"from_round": 4, "open": "backbone"}]
+    with pytest.raises(ConfigError, match=r"schedule\.0\.until_round: after round 2 no stage has anything open"):
+        schedule_of(schedule=stages)
+
+
+def test_a_stage_that_ends_before_it_begins_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"until_round \(1\) is before from_round \(2\)"):
+        FreezingConfig.model_validate({"schedule": [{"from_round": 2, "until_round": 1, "open": "heads"}]})
+
+
 def test_gradual_opens_a_layer_at_a_time_from_the_top() -> None:
     schedule = schedule_of(gradual={"rounds_per_layer": 2})
     assert [len(open_groups(schedule, r)) for r in range(1, 12)] == [1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 5]
