@@ -74,6 +74,9 @@ class TaskSpec(StrictModel):
     """The label column."""
     labels: tuple[ClassLabel, ...] = ()
     """The classes in id order; none for regression."""
+    weight: str | None = Field(default=None, min_length=1)
+    """Column of the rows' weights, numbers of 0 or more. The loss is the weighted mean of the rows' losses, in training
+    and in evaluation; metrics weigh all rows the same. Left out: all rows weigh 1."""
     label_range: tuple[float, float] | None = None
     """The lowest and highest score that a regression label may have; default any."""
     loss: Loss
@@ -166,6 +169,8 @@ class TaskSpec(StrictModel):
             raise ValueError(f"metrics {wrong} do not fit kind {self.kind!r}: allowed are {list(_METRICS[self.kind])}")
         if len({*self.text, self.label}) != len(self.text) + 1:
             raise ValueError(f"text {list(self.text)} and label {self.label!r} must be different columns")
+        if self.weight in (*self.text, self.label):
+            raise ValueError(f"weight {self.weight!r} can't be a text column or the label as well")
         if self.kind == "regression":
             if self.labels:
                 raise ValueError("a regression task has no `labels`; `label_range` bounds its scores")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Sequence
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,8 @@ from common.errors import DataError
 from common.tasks import ANYTHING_ELSE, TaskSpec
 
 T = TypeVar("T")
+#: Sums of weights must stay within float32.
+LARGEST_WEIGHT: Final = 1e30
 
 
 def check_text(values: Sequence[object], column: str, source: str) -> list[str]:
@@ -60,6 +62,26 @@ def check_feature(values: Sequence[object], column: str, missing: Collection[str
         return np.array([math.nan if value is None else value for value in values], dtype=np.float64)
     bad = [at for at, value in enumerate(values) if value is not None and not isinstance(value, int | float)]
     raise _refused(values, bad, f"feature column {column!r}", "either all strings or all numbers", source)
+
+
+def check_weights(values: Sequence[object], column: str, source: str) -> NDArray[np.float32]:
+    """A column of rows' weights, shape (N,).
+
+    Raises:
+        DataError: a weight is absent, no finite number, or below 0.
+    """
+    decoded = _decode(values, _weight, (), f"weight column {column!r}", "finite numbers of 0 or more", source)
+    return np.array(decoded, dtype=np.float32)
+
+
+def _weight(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        weight = float(value)
+    except ValueError:
+        return None
+    return weight if 0 <= weight <= LARGEST_WEIGHT else None
 
 
 def _class_decoder(task: TaskSpec) -> tuple[Callable[[object], int | None], str]:

@@ -102,7 +102,10 @@ class FilesSource(_Rows):
     train: str | None = None
     """Path; left out, every client brings its own with `--data`."""
     validation: float | str = DEFAULT_VALIDATION
-    """Path, or the fraction of the training rows to hold out."""
+    """Path, or the fraction of the training rows to hold out (of the test rows with `validation_from: test`)."""
+    validation_from: Literal["train", "test"] = "train"
+    """Which rows a fraction is taken of: `test` leaves all training rows for training, and the rest of the test file
+    as the test split."""
     test: str | None = None
     format: FileFormat = FileFormat()
 
@@ -115,6 +118,9 @@ class FilesSource(_Rows):
             raise ValueError(
                 f"{' and '.join(named)} name files but `train` does not: give it too, or leave all to --data"
             )
+        if self.validation_from == "test" and (self.test is None or isinstance(self.validation, str)):
+            what = "`validation` names a file" if isinstance(self.validation, str) else "`test` is not given"
+            raise ValueError(f"validation_from: test makes a fraction of the test file the validation rows, but {what}")
         return self
 
 

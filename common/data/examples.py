@@ -26,6 +26,7 @@ class Examples:
         labels: int64 class ids, or float32 scores; one per row.
         rows: int64, the 1-based number of each row among the data rows of its source.
         source: where the rows come from, for reports; says "synthetic" when they are.
+        weights: float32, what each row weighs in the loss, 0 or more; None where all weigh 1.
     """
 
     task: str
@@ -34,6 +35,7 @@ class Examples:
     labels: NDArray[np.int64] | NDArray[np.float32]
     rows: NDArray[np.int64]
     source: str
+    weights: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -46,7 +48,8 @@ class Examples:
             name: values[chosen] if isinstance(values, np.ndarray) else [values[i] for i in positions]
             for name, values in self.columns.items()
         }
-        return Examples(self.task, self.split, columns, self.labels[chosen], self.rows[chosen], self.source)
+        weights = None if self.weights is None else self.weights[chosen]
+        return Examples(self.task, self.split, columns, self.labels[chosen], self.rows[chosen], self.source, weights)
 
     def numbers(self, column: str, *, allow_missing: bool = False) -> NDArray[np.float64]:
         """A feature column as numbers, shape (N,); an absent value is NaN.

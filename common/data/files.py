@@ -34,8 +34,15 @@ def type_of(path: Path) -> FileType | None:
     return SUFFIXES.get(name.suffix.lower())
 
 
-def read_file(path: Path, file_format: FileFormat, wanted: Sequence[str]) -> Table:
-    """The wanted columns of a file.
+def find_file(path: Path) -> Path | None:
+    """The file, or in its absence the same one compressed (``.gz``) or unpacked; None when there is neither."""
+    twin = path.with_suffix("") if path.suffix == ".gz" else path.with_name(f"{path.name}.gz")
+    return next((candidate for candidate in (path, twin) if candidate.is_file()), None)
+
+
+def read_file(path: Path, file_format: FileFormat, wanted: Sequence[str] | None) -> Table:
+    """The wanted columns of a file, or of its twin with or without ``.gz`` where only that is there; with None all
+    columns.
 
     Text files give every field as text; JSONL and Parquet give values of their own types. Blank lines
     are no rows.
@@ -47,11 +54,12 @@ def read_file(path: Path, file_format: FileFormat, wanted: Sequence[str]) -> Tab
     kind = file_format.type or type_of(path)
     if kind is None:
         raise DataError(f"{source}: its name does not tell its type; set `format: {{type: csv|tsv|jsonl|parquet}}`")
-    if not path.is_file():
+    if (present := find_file(path)) is None:
         raise DataError(
             f"{source}: there is no such file (looked at {path.absolute()}). Relative paths in the task's `data` "
             "lie in the folder that --data names, or in the working directory without --data"
         )
+    path, source = present, str(present)
     try:
         if kind == "parquet":
             return _read_parquet(path, wanted, source)
@@ -75,12 +83,14 @@ def _open_text(path: Path, encoding: str) -> io.TextIOBase:
 
 
 def _read_delimited(
-    lines: Iterable[str], kind: FileType, file_format: FileFormat, wanted: Sequence[str], source: str
+    lines: Iterable[str], kind: FileType, file_format: FileFormat, wanted: Sequence[str] | None, source: str
 ) -> Table:
     records = _records(itertools.islice(lines, file_format.skip_lines, None), kind, file_format, source)
     header = list(file_format.columns) if not file_format.header else next(records, None)
     if not header:
         raise DataError(f"{source}: the file is empty; expected a line of column names")
+    header = [name.strip() for name in header] if file_format.strip else header
+    wanted = list(dict.fromkeys(header)) if wanted is None else wanted
     if twice := sorted({name for name in header if header.count(name) > 1} & set(wanted)):
         raise DataError(f"{source}: the header names {twice} more than once")
     require_columns(wanted, header, source)
@@ -92,11 +102,18 @@ def _read_delimited(
             f"({', '.join(header)}) are expected; check `format.delimiter` and `format.quoting`"
         )
     positions = {name: header.index(name) for name in wanted}
-    return Table({name: [row[at] for row in rows] for name, at in positions.items()}, source)
+    return Table({name: _column(rows, at, strip=file_format.strip) for name, at in positions.items()}, source)
+
+
+def _column(rows: list[list[str]], at: int, *, strip: bool) -> list[str]:
+    """One field of every row; equal texts become one object, which saves most of a table of categories."""
+    values = [row[at] for row in rows]
+    known = {value: value.strip() if strip else value for value in set(values)}
+    return [known[value] for value in values]
 
 
 def _records(lines: Iterable[str], kind: FileType, file_format: FileFormat, source: str) -> Iterator[list[str]]:
-    """The lines as lists of fields, without blank lines and comments."""
+    """The lines as lists of fields, not stripped, without blank lines and comments."""
     delimiter = file_format.delimiter or ("\t" if kind == "tsv" else ",")
     quoting = file_format.quoting or ("none" if kind == "tsv" else "minimal")
     split = _split_plainly(lines, delimiter) if quoting == "none" else _split_quoted(lines, file_format, delimiter)
@@ -105,7 +122,7 @@ def _records(lines: Iterable[str], kind: FileType, file_format: FileFormat, sour
         for fields in split:
             if not fields or (comment is not None and fields[0].startswith(comment)):
                 continue
-            yield [field.strip() for field in fields] if file_format.strip else fields
+            yield fields
     except csv.Error as error:
         raise DataError(f"{source}: not a csv file: {error}; check `format.quoting`") from error
 
@@ -123,7 +140,7 @@ def _split_quoted(lines: Iterable[str], file_format: FileFormat, delimiter: str)
     return csv.reader(lines, delimiter=delimiter, skipinitialspace=file_format.strip, strict=True)
 
 
-def _read_jsonl(lines: Iterable[str], wanted: Sequence[str], source: str) -> Table:
+def _read_jsonl(lines: Iterable[str], wanted: Sequence[str] | None, source: str) -> Table:
     rows: list[dict[str, object]] = []
     present: dict[str, None] = {}
     for line in lines:
@@ -138,18 +155,20 @@ def _read_jsonl(lines: Iterable[str], wanted: Sequence[str], source: str) -> Tab
             raise DataError(f"{source}: data row {number}: {type(row).__name__} where a JSON object is expected")
         rows.append(row)
         present.update(dict.fromkeys(row))
+    wanted = list(present) if wanted is None else wanted
     if rows:
         require_columns(wanted, list(present), source)
     return Table({name: [row.get(name) for row in rows] for name in wanted}, source)
 
 
-def _read_parquet(path: Path, wanted: Sequence[str], source: str) -> Table:
+def _read_parquet(path: Path, wanted: Sequence[str] | None, source: str) -> Table:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         with pq.ParquetFile(path) as file:
             present = file.schema_arrow.names
+            wanted = present if wanted is None else wanted
             require_columns(wanted, present, source)
             return from_arrow(file.read(columns=list(wanted)), wanted, source)
     except pa.ArrowException as error:

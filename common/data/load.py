@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from common.data import sharding
-from common.data.checks import check_feature, check_labels, check_text
-from common.data.config import DataSource, FilesSource, Sharding, SplitName, SyntheticSource
+from common.data.checks import check_feature, check_labels, check_text, check_weights
+from common.data.config import DataSource, FilesSource, Sharding, SplitName
 from common.data.examples import Column, Examples
-from common.data.locate import locate, read_split
+from common.data.locate import divided_split, locate, read_split
 from common.data.sharding import Positions, Shard
 from common.errors import DataError
 from common.seeds import derive_seed
@@ -30,12 +30,13 @@ def load_examples(
 ) -> Examples:
     """The rows of one split that one client holds.
 
-    In this order: every row of the table is read and checked; a validation fraction is held out; the
-    row limit is applied; this client's shard is taken. So all shards of a task are disjoint, together
-    they are the limited split, and no row is in both train and validation, provided that the clients
-    read the same rows with the same seed. Training rows are divided by the task's `sharding`;
-    validation and test rows always evenly at random, so that each row counts once in a mean over
-    clients weighted by examples, and every client measures on the same mixture.
+    In this order: every row of the table is read and checked; a validation fraction is held out (of
+    the training rows, or of the test rows with `validation_from: test`); the row limit is applied;
+    this client's shard is taken. So all shards of a task are disjoint, together they are the limited
+    split, and no row is in two splits, provided that the clients read the same rows with the same
+    seed. Training rows are divided by the task's `sharding`; validation and test rows always evenly
+    at random, so that each row counts once in a mean over clients weighted by examples, and every
+    client measures on the same mixture.
 
     Args:
         data: the client's ``--data``, see `common.data.locate.locate`.
@@ -70,7 +71,9 @@ def _read_checked(
         raise DataError(f"task {task.name!r}: its label column {task.label!r} is among the feature columns")
     if not (task.text or features):
         raise DataError(f"task {task.name!r} has no `text` column, and the model names no feature columns")
-    extra = [] if by_column is None else [by_column]
+    if task.weight in features:
+        raise DataError(f"task {task.name!r}: its weight column {task.weight!r} is among the feature columns")
+    extra = [column for column in (by_column, task.weight) if column is not None]
     wanted = list(dict.fromkeys([*task.text, *features, *extra, task.label]))
     table = read_split(origin, task, split, wanted, derive_seed(seed, task.name))
     if not len(table):
@@ -85,7 +88,8 @@ def _read_checked(
     labels = check_labels(task, table.columns[task.label], missing, table.source)
     rows = np.arange(1, len(table) + 1, dtype=np.int64)
     values = () if by_column is None else table.columns[by_column]
-    return Examples(task.name, split, columns, labels, rows, table.source), values
+    weights = None if task.weight is None else check_weights(table.columns[task.weight], task.weight, table.source)
+    return Examples(task.name, split, columns, labels, rows, table.source, weights), values
 
 
 def _positions(
@@ -99,8 +103,7 @@ def _positions(
     """The rows of this split, within its limit, that belong to this shard, in the order of the source."""
     split = examples.split
     positions = np.arange(len(examples), dtype=np.int64)
-    fraction = None if isinstance(origin, SyntheticSource) or split == "test" else origin.validation
-    if isinstance(fraction, float):
+    if split in ("validation", divided_split(origin)) and isinstance(fraction := origin.validation, float):
         positions = np.flatnonzero(sharding.held_out(len(examples), fraction, seed) == (split == "validation"))
     limit: int | None = getattr(origin.limits, split)
     if limit is not None and limit < len(positions):

@@ -35,7 +35,8 @@ def locate(task: TaskSpec, data: Path | None) -> DataSource:
     ``--data``           meaning
     ===================  ==========================================================================
     left out             the task's source; relative paths lie in the working directory
-    a file               the training rows; validation is the task's fraction of them, or 10 %
+    a file               the training rows; validation is the task's fraction of them, or 10 %;
+                         there is no test split
     a folder             where the task's relative paths lie. When the task names no files (hub,
                          synthetic, or nothing): the folder's ``<task>/`` or itself must hold
                          ``train.*`` and may hold ``validation.*`` (or ``dev.*``) and ``test.*``
@@ -52,8 +53,9 @@ def locate(task: TaskSpec, data: Path | None) -> DataSource:
     if not data.exists():
         raise DataError(f"--data {data}: there is no such file or folder (looked at {data.absolute()})")
     common = {"limits": origin.limits, "sharding": origin.sharding, "seed": origin.seed}
-    fraction = origin.validation if isinstance(origin, FilesSource | HubSource) else DEFAULT_VALIDATION
-    fraction = fraction if isinstance(fraction, float) else DEFAULT_VALIDATION
+    fraction = DEFAULT_VALIDATION
+    if divided_split(origin) == "train" and isinstance(origin.validation, float):
+        fraction = origin.validation
     if data.is_file():
         return FilesSource(train=str(data), validation=fraction, format=_format_for(data, origin), **common)
     if isinstance(origin, FilesSource) and origin.train is not None:
@@ -111,12 +113,19 @@ def read_split(origin: DataSource, task: TaskSpec, split: SplitName, wanted: Seq
             if name is None:
                 raise _no_test(task)
             if isinstance(name, float):
-                name = origin.train
+                name = origin.test if divided_split(origin) == "test" else origin.train
             if isinstance(origin, FilesSource):
                 return read_file(Path(name), origin.format, wanted)
             from common.data.hub import read_hub
 
             return read_hub(origin, name, wanted, task.label_names)
+
+
+def divided_split(origin: DataSource) -> SplitName | None:
+    """The split whose rows are divided between it and ``validation``; None where validation rows are of their own."""
+    if isinstance(origin, SyntheticSource) or not isinstance(origin.validation, float):
+        return None
+    return origin.validation_from if isinstance(origin, FilesSource) else "train"
 
 
 def _no_test(task: TaskSpec) -> DataError:

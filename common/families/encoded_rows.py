@@ -20,12 +20,14 @@ class EncodedRows:
             for a value that is none of the declared ones.
         width: number of one-hot entries of all K columns.
         labels: (N,) int64 or float32.
+        weights: (N,) float32, what each row weighs in the loss; None where all weigh 1.
     """
 
     numeric: NDArray[np.float32]
     codes: NDArray[np.int32]
     width: int
     labels: Tensor
+    weights: Tensor | None = None
 
     @property
     def lengths(self) -> NDArray[np.int64]:

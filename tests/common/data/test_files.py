@@ -139,3 +139,12 @@ def test_an_unknown_encoding_is_refused(tmp_path: Path) -> None:
 def test_a_field_may_be_longer_than_the_csv_modules_limit(tmp_path: Path) -> None:
     path = _write(tmp_path, "t.csv", "a,b\n" + "x" * 200_000 + ",1\n")
     assert len(str(read_file(path, PLAIN, ["a"]).columns["a"][0])) == 200_000
+
+
+def test_a_file_that_was_packed_or_unpacked_is_found_and_named_as_it_is(tmp_path: Path) -> None:
+    _write(tmp_path, "t.csv", "a,b\n1, x\n")
+    table = read_file(tmp_path / "t.csv.gz", FileFormat(strip=True), None)
+    assert dict(table.columns) == {"a": ["1"], "b": ["x"]}
+    assert table.source.endswith("t.csv")
+    (tmp_path / "u.csv.gz").write_bytes(gzip.compress(b"a\n7\n"))
+    assert dict(read_file(tmp_path / "u.csv", PLAIN, None).columns) == {"a": ["7"]}

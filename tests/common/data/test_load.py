@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from common.data import Shard, load_examples
 from common.data.examples import Examples
-from common.errors import DataError
+from common.errors import ConfigError, DataError
 from common.tasks import TaskSpec, load_registry
 
 ROWS = 60
@@ -154,6 +154,25 @@ def test_every_file_type_gives_the_same_examples(folder: Path, tmp_path: Path, n
     found = _load(_task({"train": name}), data=tmp_path, columns=["n"])
     assert _rows(found) == _rows(expected)
     assert found.numbers("n").tolist() == expected.numbers("n").tolist()
+
+
+def test_validation_rows_of_the_test_file_leave_all_training_rows_and_the_rest_for_the_test(tmp_path: Path) -> None:
+    _write(tmp_path / "t.csv")
+    _write(tmp_path / "test.csv", TABLE[:21])
+    spec = _task({"test": "test.csv", "validation": 1 / 3, "validation_from": "test", "limits": {"test": 10}})
+    rows = {split: _rows(_load(spec, split, data=tmp_path)) for split in ("train", "validation", "test")}
+    assert [len(found) for found in rows.values()] == [60, 7, 10]
+    assert not rows["validation"] & rows["test"]
+    assert rows["validation"] != _rows(_load(spec, "validation", data=tmp_path, seed=2))
+    assert rows["validation"] < set(range(1, 22))
+    alone = _load(spec, "validation", data=tmp_path / "t.csv")
+    assert len(alone) == 6, "one file of training rows has no test file to take them from: a tenth"
+    for wrong, named in (
+        ({"test": None}, "`test` is not given"),
+        ({"validation": "dev.csv"}, "`validation` names a file"),
+    ):
+        with pytest.raises(ConfigError, match=f"validation_from: test .* {named}"):
+            _task({"test": "test.csv", "validation_from": "test"} | wrong)
 
 
 def test_one_file_replaces_the_training_rows_and_a_tenth_is_held_out(tmp_path: Path) -> None:
