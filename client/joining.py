@@ -9,18 +9,21 @@ from torch import Tensor
 from client.mixing import Indices
 from client.vocabulary import CompactSplit
 from common.families.base import EncodedSplit
+from common.families.encoded_rows import EncodedRows, collate_rows, joinable_rows
 from common.families.encoded_text import EncodedText, collate_parts, joinable
 
 
 def joinable_groups(splits: Mapping[str, EncodedSplit]) -> list[tuple[str, ...]]:
-    """Group tasks whose rows can stand in one batch: texts that are read alike. Any other task is by itself.
+    """Group tasks whose rows can stand in one batch: texts that are read alike, tabular rows of the same columns.
+
+    Any other task is by itself.
 
     Args:
         splits: task to its rows.
     """
     groups: list[tuple[str, ...]] = []
     for task in splits:
-        home = next((i for i, group in enumerate(groups) if joinable(_text(splits[t]) for t in (*group, task))), None)
+        home = next((i for i, group in enumerate(groups) if _alike([splits[t] for t in (*group, task)])), None)
         if home is None:
             groups.append((task,))
         else:
@@ -37,6 +40,9 @@ def join(parts: Mapping[str, tuple[EncodedSplit, Indices]]) -> dict[str, Tensor]
     Raises:
         ValueError: the splits don't fit one batch.
     """
+    tabular = [(split, rows) for split, rows in parts.values() if isinstance(split, EncodedRows)]
+    if len(tabular) == len(parts):
+        return collate_rows(tabular)
     texts: list[tuple[EncodedText, Indices]] = []
     for split, rows in parts.values():
         text = _text(split)
@@ -47,6 +53,10 @@ def join(parts: Mapping[str, tuple[EncodedSplit, Indices]]) -> dict[str, Tensor]
     # Tasks of one pass read the same embedding table, so any of their splits knows its rows.
     compact = next((split for split, _ in parts.values() if isinstance(split, CompactSplit)), None)
     return batch if compact is None else compact.by_rows(batch)
+
+
+def _alike(splits: list[EncodedSplit]) -> bool:
+    return joinable_rows(splits) or joinable(map(_text, splits))
 
 
 def _text(split: EncodedSplit) -> EncodedSplit:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,8 +40,44 @@ class EncodedRows:
 
     def collate(self, indices: NDArray[np.int64]) -> dict[str, Tensor]:
         """``features`` of shape (B, A + width) float32 for these rows."""
-        codes = self.codes[indices]
-        one_hot = np.zeros((len(codes), self.width), dtype=np.float32)
-        rows, columns = np.nonzero(codes >= 0)
-        one_hot[rows, codes[rows, columns]] = 1.0
-        return {"features": torch.from_numpy(np.concatenate([self.numeric[indices], one_hot], axis=1))}
+        return collate_rows([(self, indices)])
+
+    def take(self, indices: NDArray[np.int64]) -> EncodedRows:
+        """These rows as rows of their own, in this order: a part of a split."""
+        chosen = torch.from_numpy(indices)
+        weights = None if self.weights is None else self.weights[chosen]
+        return EncodedRows(self.numeric[indices], self.codes[indices], self.width, self.labels[chosen], weights)
+
+
+def joinable_rows(splits: Iterable[object]) -> bool:
+    """Whether rows of these splits can stand in one batch, as `collate_rows` makes it: all tabular, equally wide."""
+    known = list(splits)
+    rows = [split for split in known if isinstance(split, EncodedRows)]
+    return len(rows) == len(known) and len({(split.numeric.shape[1], split.width) for split in rows}) <= 1
+
+
+def collate_rows(parts: Sequence[tuple[EncodedRows, NDArray[np.int64]]]) -> dict[str, Tensor]:
+    """``features`` of shape (B, A + width) float32 for rows of several splits, one split's after the other's.
+
+    Args:
+        parts: at least one split with the numbers of its rows; `joinable_rows`.
+
+    Raises:
+        ValueError: the splits are not joinable.
+    """
+    if not joinable_rows(split for split, _ in parts):
+        raise ValueError("rows of different columns can't stand in one batch")
+    first, numbers = parts[0][0], parts[0][0].numeric.shape[1]
+    features = np.zeros((sum(len(indices) for _, indices in parts), numbers + first.width), dtype=np.float32)
+    start = 0
+    for split, indices in parts:
+        part = features[start : start + len(indices)]
+        entries = split.codes.take(indices, axis=0) + (np.arange(len(indices)) * part.shape[1] + numbers)[:, None]
+        if numbers:
+            # The entry of an undeclared value (-1) is in the last number's place, which is written afterwards.
+            part.reshape(-1)[entries] = 1.0
+            part[:, :numbers] = split.numeric.take(indices, axis=0)
+        else:
+            part.reshape(-1)[entries[split.codes.take(indices, axis=0) >= 0]] = 1.0
+        start += len(indices)
+    return {"features": torch.from_numpy(features)}

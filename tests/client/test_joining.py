@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from client.joining import join, joinable_groups, places
+from common.families.encoded_rows import EncodedRows
 from tests.client.tiny_family import tiny_split
 from tests.common.families.tiny import text_family, texts
 
@@ -24,6 +25,23 @@ def test_texts_stand_in_one_batch_and_other_rows_by_themselves() -> None:
     assert joinable_groups(tiny | splits) == [("mood",), ("score",), ("sst2", "stsb")]
     with pytest.raises(ValueError, match="mood"):
         join({task: (split, rows) for task, split in tiny.items()})
+
+
+def test_tabular_rows_of_the_same_columns_stand_in_one_batch() -> None:
+    def rows(count: int, width: int = 5) -> EncodedRows:
+        rng = np.random.default_rng(count)
+        codes = rng.integers(-1, width, (count, 2), dtype=np.int32)
+        return EncodedRows(rng.random((count, 3), dtype=np.float32), codes, width, torch.zeros(count))
+
+    splits = {"a": rows(4), "b": rows(6), "c": rows(6, 9)}
+    assert joinable_groups(splits) == [("a", "b"), ("c",)]
+    chosen = {"a": np.array([3, 0]), "b": np.array([5, 1, 1])}
+    joined = join({task: (splits[task], indices) for task, indices in chosen.items()})
+    for task, where in places(chosen).items():
+        alone = splits[task].collate(chosen[task])
+        assert torch.equal(joined["features"][where], alone["features"])
+    with pytest.raises(ValueError, match="different columns"):
+        join({task: (split, np.array([0])) for task, split in splits.items()})
 
 
 def test_places_follow_one_another() -> None:
