@@ -31,8 +31,9 @@ def evaluate_task(
 ) -> Evaluation:
     """Metrics and mean loss per example of one task over a whole split.
 
-    Metrics are computed once from all outputs, never averaged over batches (which would be wrong for F1 and the
-    correlations). Rows run shortest first, so hardly any padding is computed.
+    The mean is weighted where rows have weights (`TaskSpec.weight`); metrics count every row once. They are computed
+    once from all outputs, never averaged over batches (which would be wrong for F1 and the correlations). Rows run
+    shortest first, so hardly any padding is computed.
 
     Args:
         model: loaded for evaluation.
@@ -55,10 +56,12 @@ def evaluate_task(
             outputs.append(model.forward(task.name, inputs).float())
     with torch.inference_mode():
         gathered = torch.cat(outputs).cpu()
-        labels = split.labels[torch.from_numpy(np.concatenate(batches))]
+        order = torch.from_numpy(np.concatenate(batches))
+        labels = split.labels[order]
+        weights = None if split.weights is None else split.weights[order]
         if not bool(torch.isfinite(gathered).all()):
             raise TrainingDiverged(f"the model's outputs for task {task.name!r} are not finite")
-        loss = float(task_loss(task, gathered, labels))
+        loss = float(task_loss(task, gathered, labels, weights))
         metrics = compute_metrics(task, gathered.numpy(), labels.numpy())
         # Squares of finite outputs may leave the range of a float.
         if not all(map(math.isfinite, (loss, *metrics.values()))):

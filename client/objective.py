@@ -139,7 +139,11 @@ class Objective:
             done = self._model.training_pass(parts, inputs)
         self.gates.add(done.gates)
         labels = to_device({task: self._labels(task, indices) for task, indices in rows.items()}, device)
-        losses = {task: loss_sum(self._tasks[task], done.outputs[task], labels[task]) / divisors[task] for task in rows}
+        weights = to_device(self._row_weights(rows), device)
+        losses = {
+            task: loss_sum(self._tasks[task], done.outputs[task], labels[task], weights.get(task)) / divisors[task]
+            for task in rows
+        }
         if done.penalty is None or not done.penalty.requires_grad:  # nothing that it depends on is open for training
             return losses, []
         return losses, [done.penalty.float() * (len(piece) / whole)]
@@ -153,10 +157,19 @@ class Objective:
 
     def _divisors(self, batch: Batch) -> dict[str, Tensor]:
         """What each task's sum of losses is divided by: the whole step's weight, in however many pieces it comes."""
-        return {task: loss_weight(self._tasks[task], self._labels(task, rows)) for task, rows in batch.rows.items()}
+        weights = self._row_weights(batch.rows)
+        return {
+            task: loss_weight(self._tasks[task], self._labels(task, rows), weights.get(task))
+            for task, rows in batch.rows.items()
+        }
 
     def _labels(self, task: str, rows: Indices) -> Tensor:
         return self._splits[task].labels[torch.from_numpy(rows)]
+
+    def _row_weights(self, rows: Mapping[str, Indices]) -> dict[str, Tensor]:
+        """What each row weighs in its task's loss, of the tasks whose rows do not all weigh 1."""
+        weights = {task: self._splits[task].weights for task in rows}
+        return {task: every[torch.from_numpy(rows[task])] for task, every in weights.items() if every is not None}
 
     def _groups(self, tasks: tuple[str, ...]) -> list[tuple[str, ...]]:
         """Tasks that are computed in one pass: those that one pass can train, and whose rows fit one batch."""

@@ -26,7 +26,7 @@ import numpy as np
 import xxhash
 
 from common.errors import ConfigError
-from common.families.encoded_text import EncodedText, labels_of
+from common.families.encoded_text import EncodedText, labels_of, weights_of
 
 if TYPE_CHECKING:
     from common.data.examples import Examples
@@ -89,7 +89,9 @@ class TokenCache:
         found = _load(path)
         if found is not None:
             ids, type_ids, offsets, pad_id = found
-            return EncodedText(ids, type_ids, offsets, labels_of(family.tasks[task], examples), pad_id)
+            return EncodedText(
+                ids, type_ids, offsets, labels_of(family.tasks[task], examples), pad_id, weights_of(examples)
+            )
         split = family.encode(task, examples)
         if isinstance(split, EncodedText):
             self._keep(path, split)

@@ -189,6 +189,11 @@ class CompactSplit:
         """(N,), as in the split."""
         return self._split.lengths
 
+    @property
+    def weights(self) -> Tensor | None:
+        """(N,), as in the split."""
+        return self._split.weights
+
     def __len__(self) -> int:
         return len(self._split)
 

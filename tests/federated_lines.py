@@ -67,6 +67,10 @@ class Rows:
     def lengths(self) -> np.ndarray:
         return np.ones(self.count, np.int64)
 
+    @property
+    def weights(self) -> None:
+        return None
+
     def __len__(self) -> int:
         return self.count
 

@@ -97,6 +97,7 @@ class EncodedSplit(Protocol):
     Attributes:
         labels: (N,) int64 class ids, or float32 scores.
         lengths: (N,) int64, what each row costs: tokens, or ones for tabular rows.
+        weights: (N,) float32, what each row weighs in the loss; None where all weigh 1.
     """
 
     @property
@@ -104,6 +105,9 @@ class EncodedSplit(Protocol):
 
     @property
     def lengths(self) -> np.ndarray: ...
+
+    @property
+    def weights(self) -> Tensor | None: ...
 
     def __len__(self) -> int: ...
 

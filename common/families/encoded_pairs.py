@@ -15,7 +15,7 @@ class EncodedPairs:
     """N pairs of one task.
 
     Attributes:
-        texts: 2N rows; rows 2i and 2i + 1 are the texts of pair i, each with the pair's label.
+        texts: 2N rows; rows 2i and 2i + 1 are the texts of pair i, each with the pair's label and weight.
     """
 
     texts: EncodedText
@@ -24,6 +24,11 @@ class EncodedPairs:
     def labels(self) -> Tensor:
         """(N,) int64 or float32."""
         return self.texts.labels[::2]
+
+    @property
+    def weights(self) -> Tensor | None:
+        """(N,) float32, or None."""
+        return None if self.texts.weights is None else self.texts.weights[::2]
 
     @property
     def lengths(self) -> np.ndarray:

@@ -26,6 +26,7 @@ class EncodedText:
         offsets: (N + 1,) int64; row i is ``ids[offsets[i]:offsets[i + 1]]``.
         labels: (N,) int64 or float32.
         pad_id: token id that fills up shorter rows.
+        weights: (N,) float32, what each row weighs in the loss; None where all weigh 1.
     """
 
     ids: np.ndarray
@@ -33,6 +34,7 @@ class EncodedText:
     offsets: np.ndarray
     labels: Tensor
     pad_id: int
+    weights: Tensor | None = None
 
     @property
     def lengths(self) -> np.ndarray:
@@ -104,6 +106,11 @@ def collate_parts(parts: Sequence[tuple[EncodedText, np.ndarray]]) -> dict[str, 
         )
         for name in batches[0]
     }
+
+
+def weights_of(examples: Examples) -> Tensor | None:
+    """(N,) float32, in memory of their own; None where all rows weigh 1."""
+    return None if examples.weights is None else torch.from_numpy(examples.weights.copy())
 
 
 def labels_of(task: TaskSpec, examples: Examples) -> Tensor:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from common.errors import DataError
 from common.families.encoded_rows import EncodedRows
+from common.families.encoded_text import weights_of
 from common.families.tabular_config import NumericColumn, TabularConfig
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def encode_rows(config: TabularConfig, examples: Examples, *, regression: bool) 
         codes=np.stack(codes, axis=1) if codes else np.empty((count, 0), dtype=np.int32),
         width=config.one_hot_width,
         labels=torch.from_numpy(np.array(examples.labels, dtype=np.float32 if regression else np.int64)),
-        weights=None if examples.weights is None else torch.from_numpy(examples.weights.copy()),
+        weights=weights_of(examples),
     )
 
 

@@ -26,7 +26,7 @@ from common.families import encoder_source
 from common.families.base import ModelSummary
 from common.families.config import SYNTHETIC_WORDS, InlineEncoder, TransformerConfig
 from common.families.encoded_pairs import EncodedPairs
-from common.families.encoded_text import EncodedText, labels_of
+from common.families.encoded_text import EncodedText, labels_of, weights_of
 from common.families.encoder_source import EncoderSource
 from common.families.heads import check_task_names, head_spec, initial_head_value
 from common.families.lora import adapted_name, check_peft_is_installed, initial_adapter_value, lora_spec
@@ -214,11 +214,12 @@ class TransformerFamily:
         if separate:
             texts = [[text for pair in zip(*texts, strict=True) for text in pair]]
         ids, type_ids, offsets = tokenize(tokenizer, texts, with_type_ids=self._description.token_type_ids)
-        labels = labels_of(spec, examples)
+        labels, weights = labels_of(spec, examples), weights_of(examples)
         if separate:
-            pairs = EncodedText(ids, type_ids, offsets, labels.repeat_interleave(2), self._description.pad_id)
-            return EncodedPairs(pairs)
-        return EncodedText(ids, type_ids, offsets, labels, self._description.pad_id)
+            labels = labels.repeat_interleave(2)
+            weights = None if weights is None else weights.repeat_interleave(2)
+            return EncodedPairs(EncodedText(ids, type_ids, offsets, labels, self._description.pad_id, weights))
+        return EncodedText(ids, type_ids, offsets, labels, self._description.pad_id, weights)
 
     def encoding_key(self, task: str) -> str | None:
         """See `Family.encoding_key`; None for pairs that are read separately, which are not kept."""

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn import functional
@@ -9,7 +11,7 @@ from client.evaluate import evaluate_task
 from client.failures import TrainingDiverged
 from client.slot_model import SlotModel
 from common.training import TrainSettings
-from tests.client.tiny_family import TASKS, TinyFamily, shared_slice, tiny_split, values_of
+from tests.client.tiny_family import TASKS, TinyFamily, TinySplit, shared_slice, tiny_split, values_of
 
 
 @pytest.mark.parametrize("task", list(TASKS))
@@ -28,6 +30,20 @@ def test_a_result_is_that_of_one_pass_over_all_rows_in_order(task: str) -> None:
     if task != "score":
         expected = float((outputs.argmax(1) == split.labels).double().mean())
         assert result.metrics["accuracy"] == pytest.approx(expected)
+
+
+def test_rows_weigh_in_the_loss_and_not_in_the_metrics() -> None:
+    family, split = TinyFamily(), tiny_split("mood", 20)
+    slice_ = shared_slice(family, "mood")
+    model = SlotModel(family, slice_, ["mood"], choose_device("cpu"))
+    model.load(values_of(family, slice_), training=False)
+    counts = torch.arange(20) % 3
+    weighted = evaluate_task(model, TASKS["mood"], replace(split, weights=counts.float()), TrainSettings())
+    rows = torch.arange(20).repeat_interleave(counts).tolist()
+    repeated = TinySplit(tuple(split.rows[row] for row in rows), split.labels[rows])
+    assert weighted.loss == pytest.approx(evaluate_task(model, TASKS["mood"], repeated, TrainSettings()).loss)
+    assert weighted.metrics == evaluate_task(model, TASKS["mood"], split, TrainSettings()).metrics
+    assert weighted.examples == 20
 
 
 def test_outputs_that_are_not_finite_are_an_error() -> None:

@@ -86,6 +86,25 @@ def test_pieces_of_a_batch_add_up_to_the_whole(
     torch.testing.assert_close(weights.sum(), weight)
 
 
+@given(cases, st.lists(st.integers(0, 4), min_size=1, max_size=6), st.integers(0, 99))
+def test_a_row_of_weight_n_counts_as_n_equal_rows(
+    case: tuple[TaskSpec, Callable[[Tensor, Tensor], Tensor]], counts: list[int], seed: int
+) -> None:
+    task, _ = case
+    outputs, labels = batch(task, len(counts), seed)
+    repeats = torch.tensor(counts)
+    ours, theirs = outputs.clone().requires_grad_(), outputs.clone().requires_grad_()
+    loss = task_loss(task, ours, labels, repeats.float())
+    gradient = torch.autograd.grad(loss, ours)[0]
+    if not any(counts):
+        assert loss == 0, "rows of no weight at all are no reason for NaN"
+        assert not gradient.any()
+        return
+    expected = task_loss(task, theirs.repeat_interleave(repeats, 0), labels.repeat_interleave(repeats))
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected, theirs)[0])
+
+
 def test_losses_are_means_in_float32_on_raw_labels() -> None:
     squared = task_loss(TASKS["score"], torch.tensor([1.0, 5.0], dtype=torch.bfloat16), torch.tensor([0.0, 3.0]))
     assert float(squared) == 2.5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -232,3 +233,27 @@ def test_gradnorm_uses_the_weights_it_had_before_the_step(family: Family) -> Non
     assert max(norms, key=norms.__getitem__) == min(learnt, key=learnt.__getitem__)
     objective.backward(BATCH)
     assert_same(gradients(model), weighted_sum(parts, learnt))
+
+
+@pytest.mark.parametrize("more", [{}, {"micro_batch_size": 2}, {"surgery": "pcgrad"}])
+def test_rows_weigh_in_a_step_as_they_would_if_repeated(more: dict[str, object]) -> None:
+    family = TinyFamily(["mood", "score"])
+    slice_ = shared_slice(family, "mood", "score")
+    plain = tiny_data({"mood": 6, "score": 6})
+    weights = torch.tensor([2.0, 1.0, 0.0, 1.0, 3.0, 1.0])
+    data = plain | {"mood": TaskData(replace(plain["mood"].train, weights=weights))}  # type: ignore[type-var]
+    settings = TrainSettings.model_validate({"mixed_batches": True, **more})
+
+    def gradient(rows: list[int], of: Mapping[str, TaskData]) -> tuple[dict[str, Tensor], float]:
+        model = SlotModel(family, slice_, ["mood", "score"], CPU)
+        model.load(values_of(family, slice_), training=True)
+        for module in model.replicas:
+            module.module.norm.eval()  # type: ignore[union-attr]  # normalised by the batch, repeated rows would differ
+        batch = Batch({"mood": np.array(rows), "score": np.array([3, 1])})
+        total, count = Objective(model, family, of, settings).backward(batch)["mood"]
+        return gradients(model), float(total) / count
+
+    weighted, loss = gradient([4, 2, 0, 1], data)
+    repeated, expected = gradient([4, 4, 4, 0, 0, 1], plain)
+    assert_same(weighted, repeated)
+    assert loss == pytest.approx(expected)

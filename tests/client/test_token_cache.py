@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,8 @@ def same(one: EncodedSplit, other: EncodedSplit) -> bool:
         and torch.equal(one.labels, other.labels)
         and one.labels.dtype == other.labels.dtype
         and (one.lengths == other.lengths).all()
+        and (one.weights is None) == (other.weights is None)
+        and (one.weights is None or other.weights is None or torch.equal(one.weights, other.weights))
     )
 
 
@@ -68,6 +71,8 @@ def test_the_second_time_rows_are_mapped_and_not_tokenised(task: str, tmp_path: 
     again = TokenCache(tmp_path, worthwhile_rows=1).encode(family, task, texts(task))  # type: ignore[arg-type]
     assert family.times == 1
     assert same(first, again)
+    weighted = replace(texts(task), weights=np.arange(len(texts(task)), dtype=np.float32))
+    assert same(cache.encode(family, task, weighted), FAMILY.encode(task, weighted))  # type: ignore[arg-type]
     assert same(FAMILY.encode(task, texts(task)), again)
     assert isinstance(again, EncodedText)
     assert not again.ids.flags.writeable

@@ -58,6 +58,7 @@ class TinyModel(MultiTaskModel):
 class TinySplit:
     rows: tuple[tuple[int, ...], ...]
     labels: Tensor
+    weights: Tensor | None = None
 
     @property
     def lengths(self) -> np.ndarray:

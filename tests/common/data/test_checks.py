@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from common.data.checks import check_feature, check_labels, check_text
+from common.data.checks import check_feature, check_labels, check_text, check_weights
 from common.errors import DataError
 from common.tasks import TaskSpec
 
@@ -100,3 +100,13 @@ def test_features_are_text_or_numbers() -> None:
     assert np.array_equal(np.asarray(numbers), [1, np.nan, 2.5], equal_nan=True)
     with pytest.raises(DataError, match=r"feature column 'c', data rows 2, 3: found 'a', \[1\]"):
         check_feature([1, "a", [1]], "c", (), "f")
+
+
+def test_weights_are_numbers_of_0_or_more_however_they_are_written() -> None:
+    weights = check_weights(["1.5", "0", 2, 0.25], "w", "f.csv")
+    assert weights.tolist() == [1.5, 0, 2, 0.25]
+    assert weights.dtype == np.float32
+    expected = "f.csv: weight column 'w', data row 2: found .*finite numbers of 0 or more"
+    for bad in ("-1", "", "heavy", None, math.nan, math.inf, "1e39", True):
+        with pytest.raises(DataError, match=expected):
+            check_weights([1, bad], "w", "f.csv")

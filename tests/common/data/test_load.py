@@ -251,3 +251,15 @@ def test_synthetic_rows_are_called_so_and_can_be_sharded() -> None:
     assert len(load_examples(spec, "validation", data=None, shard=None, seed=1)) == 10
     with pytest.raises(DataError, match="no test split"):
         load_examples(spec, "test", data=None, shard=None, seed=1)
+
+
+def test_weights_move_with_their_rows_and_are_no_input(tmp_path: Path) -> None:
+    _write(tmp_path / "t.csv")
+    spec = _task({"validation": 0.2}, weight="n")
+    part = _load(spec, data=tmp_path, shard=Shard(1, 3))
+    assert part.weights is not None
+    assert part.weights.tolist() == (part.rows - 1).tolist()
+    with pytest.raises(DataError, match="its weight column 'n' is among the feature columns"):
+        _load(spec, data=tmp_path, columns=["n"])
+    with pytest.raises(ConfigError, match="weight 'label' can't be"):
+        _task(weight="label")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from hypothesis import given
@@ -36,6 +38,10 @@ def test_labels_are_the_pairs_own() -> None:
     object.__setattr__(texts, "labels", torch.tensor([7, 7, 9, 9]))
     pairs = EncodedPairs(texts)
     assert pairs.labels.tolist() == [7, 9]
+    assert pairs.weights is None
+    weighted = EncodedPairs(replace(texts, weights=torch.tensor([0.5, 0.5, 2, 2])))
+    assert weighted.weights is not None
+    assert weighted.weights.tolist() == [0.5, 2]
     assert len(pairs) == 2
     assert pairs.lengths.tolist() == [4, 2]
     assert not joinable([pairs, texts])
