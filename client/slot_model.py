@@ -156,9 +156,10 @@ class SlotModel:
     def _agree(self, one: str, other: str) -> bool:
         if self._module_of[one] is not self._module_of[other]:
             return False
-        return not any(
+        # Buffers have no gradient that could reach them from another's loss.
+        return self._module_of[one].cuts_gradients or not any(
             (one in slot.trained_by) != (other in slot.trained_by)
-            for slot in self.slots.values()
+            for slot in self.parameter_slots.values()
             if {one, other} <= slot.tasks
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 from torch import Tensor, nn
@@ -49,7 +49,13 @@ class MultiTaskModel(nn.Module):
     """A module whose forward pass is told the task.
 
     Its `named_parameters()` and floating-point buffers carry the blueprint's names.
+
+    Attributes:
+        cuts_gradients: whether a task's loss reaches by itself no parameter that the task reads and another trains, so
+            that both can be in one pass.
     """
+
+    cuts_gradients: ClassVar[bool] = False
 
     def forward(self, task: str, batch: Mapping[str, Tensor]) -> Tensor:
         """Outputs of one task.

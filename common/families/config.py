@@ -6,6 +6,7 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from common.families.adversarial_config import AdversarialConfig
 from common.families.cross_stitch_config import CrossStitchConfig
 from common.families.progressive_config import ProgressiveConfig
 from common.families.tabular_config import SharedBottomConfig, SingleTaskConfig
@@ -163,7 +164,7 @@ class TransformerConfig(StrictModel):
 
 #: The `model:` section of any family over tabular rows.
 AnyTabularConfig = Annotated[
-    SingleTaskConfig | SharedBottomConfig | CrossStitchConfig | ProgressiveConfig,
+    SingleTaskConfig | SharedBottomConfig | CrossStitchConfig | ProgressiveConfig | AdversarialConfig,
     Field(discriminator="family"),
 ]
 

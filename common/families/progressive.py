@@ -57,6 +57,7 @@ class ProgressiveModel(TabularModel[ProgressiveConfig]):
     """Columns (B, F) to (B, column[-1]) of the model's tasks and of all before them, towers of the model's own."""
 
     family = FAMILY
+    cuts_gradients = True
 
     def __init__(self, description: TabularDescription, tasks: Sequence[str]) -> None:
         super().__init__(description, tasks)

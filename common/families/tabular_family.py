@@ -12,6 +12,8 @@ from torch import Tensor
 
 from common.blueprint import Blueprint
 from common.errors import ConfigError, ProtocolError
+from common.families.adversarial import AdversarialModel
+from common.families.adversarial_config import AdversarialConfig
 from common.families.base import ModelSummary
 from common.families.config import AnyTabularConfig
 from common.families.cross_stitch import CrossStitchModel
@@ -41,6 +43,7 @@ MODELS: Final[Mapping[str, tuple[type[TabularConfig], type[TabularModel[Any]]]]]
         (SharedBottomConfig, SharedBottomModel),
         (CrossStitchConfig, CrossStitchModel),
         (ProgressiveConfig, ProgressiveModel),
+        (AdversarialConfig, AdversarialModel),
     )
 }
 

@@ -27,7 +27,7 @@ INPUTS: dict[str, object] = {"numeric": {"one": {}, "two": {}}, "tower": [4]}
 WIDTH = 4
 
 
-def tabular(family: str, tasks: Mapping[str, TaskSpec] = TASKS, **settings: object) -> Family:
+def tabular(family: str, tasks: Mapping[str, TaskSpec] = TASKS, /, **settings: object) -> Family:
     """A family over two columns, with other settings than the defaults."""
     return build_family(config(**{**INPUTS, "family": family, **settings}), tasks, base_dir=Path())
 
