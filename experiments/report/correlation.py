@@ -26,12 +26,12 @@ INTRODUCTION = (
 
 @dataclass(frozen=True)
 class Spot:
-    """One family at one correlation: its cells with the learning rate that suits it best.
+    """One family at one correlation: its cells with one learning rate.
 
     Attributes:
         family: its name.
         correlation: cosine of the weight vectors.
-        learning_rate: the one with the lowest mean training loss.
+        learning_rate: of its cells.
         cells: one per seed.
     """
 
@@ -47,10 +47,10 @@ class Spot:
 
 
 def spots(cells: Sequence[Cell]) -> tuple[Spot, ...]:
-    """The families at each correlation, each with its best learning rate.
+    """The families at each correlation, each with one learning rate.
 
-    The rate is chosen by the mean training loss, so that nothing of the test rows is used. Cells without finite losses
-    are left out.
+    Of several that a file has, it is the one with the lowest mean training loss, so that nothing of the test rows is
+    used. Cells without finite losses are left out.
     """
     found: defaultdict[tuple[str, float], defaultdict[float, list[Cell]]] = defaultdict(lambda: defaultdict(list))
     for cell in cells:
@@ -99,8 +99,8 @@ def _loss_figure(name: str, found: Sequence[Spot], quantity: str, loss: Callable
     header = ("family", "correlation", "label correlation", "mean", "low", "high", "std over seeds", "seeds", "rate")
     return Figure(
         name,
-        f"Mean {quantity} over seeds against the correlation of the two tasks, with 95 % intervals; for each family "
-        "and correlation with the learning rate that has the lowest mean training loss.",
+        f"Mean {quantity} over seeds against the correlation of the two tasks, with 95 % intervals. The learning rate "
+        "of each family was chosen without the test rows.",
         _traces(intervals),
         layout(axis("correlation of the tasks (cosine of their weights)"), axis(f"{quantity} (lower is better)")),
         Table(f"Mean {quantity} per family and correlation", header, tuple(rows)),
@@ -149,14 +149,15 @@ def _traces(intervals: dict[Spot, Interval]) -> tuple[dict[str, Any], ...]:
 
 
 def _relations(result: CorrelationResult) -> Table:
-    words = {True: "yes", False: "no", None: "open"}
+    words = {True: "yes", False: "no", None: "unclear"}
     rows: tuple[tuple[Value, ...], ...] = tuple(
-        (r.relation, r.estimate, r.low, r.high, words[r.holds]) for r in result.relations
+        (r.relation, r.estimate, r.low, r.high, r.holds if isinstance(r.holds, str) else words[r.holds], r.seeds)
+        for r in result.relations
     )
     return Table(
-        "The paper's findings as relations, tested on pairs with the same seed. A relation holds where the whole "
-        "interval is on its side; “no” says that these runs do not show it, not that it is false.",
-        ("relation", "estimate", "low", "high", "holds"),
+        "The paper's findings as relations, tested on pairs with the same seed. One holds where the "
+        "whole interval agrees, and does not where all of it contradicts; between the two these runs leave it open.",
+        ("relation", "estimate", "low", "high", "holds", "seeds"),
         rows,
     )
 

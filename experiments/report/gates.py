@@ -9,12 +9,11 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from scipy.spatial.distance import jensenshannon
-
 from experiments.report.groups import Group
 from experiments.report.markup import Figure, Section, Table, Value, number, plot_text
 from experiments.report.plots import SCALE, axis, finite, layout, look
 from experiments.report.results import GateState, Point
+from server.gate_records import jensen_shannon
 
 INTRODUCTION = (
     "A gate gives every expert a weight for every row; the weights of a row sum to one. A row of the heat-map is the "
@@ -25,7 +24,6 @@ INTRODUCTION = (
     "is all alike. The Jensen-Shannon distance compares the mean weights of two tasks: 0 where they are equal, 1 where "
     "they have no expert in common.",
 )
-Gates = Mapping[str, Mapping[str, GateState]]
 
 
 def gates_section(groups: Sequence[Group]) -> Section | None:
@@ -41,44 +39,52 @@ def gates_section(groups: Sequence[Group]) -> Section | None:
         parts.append(_load_figure(f"gates-{position}-load", f"{group.label}, seed {first.seed}", first.history[-1]))
         histories = [run.history for _, run in runs]
         parts.append(_course_figure(f"gates-{position}-course", group.label, histories, "entropy"))
-        if any(gate_distances(point.gates) for history in histories for point in history):
+        if any(gate_distances(point) for history in histories for point in history):
             parts.append(_course_figure(f"gates-{position}-distance", group.label, histories, "distance"))
     if not parts:
         return None
     return Section("gates", "What the gates of each task choose", INTRODUCTION, tuple(parts), tuple(used))
 
 
-def gate_distances(gates: Gates) -> dict[str, float]:
+def gate_distances(point: Point) -> dict[str, float]:
     """Jensen-Shannon distance (base 2: 0 to 1) between the mean weights of every two tasks' gates.
 
-    Two gates are compared where they weigh the same experts: they have one name (the gate of OMoE, the shared gate of a
-    level of PLE), or each is named after its task (MMoE).
-
-    Args:
-        gates: task to gate to its state.
+    As the result has them. Where it has none, two gates are compared that weigh the same experts: they have one name
+    (the gate of OMoE, the shared gate of a level of PLE), or each is named after its task (MMoE).
 
     Returns:
         Both tasks, and the gate where it has a name of its own, to the distance.
     """
+    if point.gate_distances:
+        return {
+            " and ".join(d.tasks)
+            + ("" if d.gates == d.tasks else f", {' and '.join(dict.fromkeys(d.gates))}"): d.distance
+            for d in point.gate_distances
+        }
     found = {}
-    for (one, its), (other, others) in itertools.combinations(gates.items(), 2):
+    for (one, its), (other, others) in itertools.combinations(point.gates.items(), 2):
         pairs = {f", {name}": (its[name], others[name]) for name in its.keys() & others.keys()}
         if one in its and other in others:
             pairs[""] = (its[one], others[other])
         for name, (a, b) in sorted(pairs.items()):
             if len(a.load) == len(b.load) and sum(a.load) > 0 and sum(b.load) > 0:
-                found[f"{one} and {other}{name}"] = float(jensenshannon(a.load, b.load, base=2))
+                found[f"{one} and {other}{name}"] = jensen_shannon(_shares(a.load), _shares(b.load))
     return found
+
+
+def _shares(load: Sequence[float]) -> list[float]:
+    """Scaled to the sum 1, which rounding in a file may have changed."""
+    return [value / sum(load) for value in load]
 
 
 def _load_figure(name: str, label: str, point: Point) -> Figure:
     rows = [(f"{task}: {gate}", state) for task, gates in point.gates.items() for gate, state in gates.items()]
-    width = max(len(state.load) for _, state in rows)
-    experts = [str(i) for i in range(width)]
-    padded = [[*finite(state.load), *[None] * (width - len(state.load))] for _, state in rows]
+    loads = [dict(zip(_experts(state), finite(state.load), strict=True)) for _, state in rows]
+    experts = list(dict.fromkeys(name for load in loads for name in load))
+    padded = [[load.get(name) for name in experts] for load in loads]
     trace = {
         "type": "heatmap",
-        "x": experts,
+        "x": [plot_text(name) for name in experts],
         "y": [plot_text(row) for row, _ in rows],
         "z": padded,
         "zmin": 0,
@@ -86,7 +92,7 @@ def _load_figure(name: str, label: str, point: Point) -> Figure:
         "colorbar": {"title": {"text": "mean weight"}},
         "xgap": 2,
         "ygap": 2,
-        "hovertemplate": "%{y}<br>expert %{x}: %{z:.3f}<extra></extra>",
+        "hovertemplate": "%{y}<br>%{x}: %{z:.3f}<extra></extra>",
     }
     vertical = axis("", type="category", autorange="reversed")
     table_rows: tuple[tuple[Value, ...], ...] = tuple(
@@ -94,12 +100,18 @@ def _load_figure(name: str, label: str, point: Point) -> Figure:
     )
     return Figure(
         name,
-        f"Mean weight that each gate gives its experts at the end of training: {label}. Experts are numbered in their "
-        "gate's order.",
+        f"Mean weight that each gate gives its experts at the end of training: {label}. An empty field is an expert "
+        "that the gate does not weigh.",
         (trace,),
         layout(axis("expert", type="category"), vertical, height=140 + 34 * len(rows)),
         Table(f"Mean weights and entropy in nats: {label}", ("gate", *experts, "entropy"), table_rows),
     )
+
+
+def _experts(state: GateState) -> list[str]:
+    """What the experts are called: by number where they have no name, or not one each."""
+    named = len(state.experts) == len(state.load) == len(set(state.experts))
+    return state.experts if named else [str(number) for number in range(len(state.load))]
 
 
 def _course_figure(name: str, label: str, histories: Sequence[Sequence[Point]], quantity: str) -> Figure:
@@ -107,7 +119,7 @@ def _course_figure(name: str, label: str, histories: Sequence[Sequence[Point]], 
     unit = "round" if histories[0][0].round is not None else "epoch"
     courses: defaultdict[str, defaultdict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     for point in itertools.chain.from_iterable(histories):
-        values = _entropies(point.gates) if quantity == "entropy" else gate_distances(point.gates)
+        values = _entropies(point.gates) if quantity == "entropy" else gate_distances(point)
         for series, value in values.items():
             if math.isfinite(value):
                 courses[series][point.at].append(value)
@@ -142,5 +154,5 @@ def _course_figure(name: str, label: str, histories: Sequence[Sequence[Point]], 
     )
 
 
-def _entropies(gates: Gates) -> dict[str, float]:
+def _entropies(gates: Mapping[str, Mapping[str, GateState]]) -> dict[str, float]:
     return {f"{task}: {gate}": state.entropy for task, own in gates.items() for gate, state in own.items()}

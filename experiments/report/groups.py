@@ -13,8 +13,8 @@ from experiments.intervals import Interval, t_interval
 from experiments.report.plots import family_order
 from experiments.report.results import TrainResult
 
-#: Settings by which runs are told apart, where they have them.
-TOLD_APART: Final = ("expert_weights",)
+#: Settings by which runs are told apart where some differ in them, beside the number of epochs.
+TOLD_APART: Final = ("expert_weights", "learning_rate", "batch_size", "schedule", "local_epochs", "limit")
 
 
 @dataclass(frozen=True)
@@ -82,13 +82,17 @@ def grouped(train: Sequence[tuple[str, TrainResult]]) -> tuple[Group, ...]:
 
     Settings in which the runs of a group would differ, and that are worth telling apart, split it.
     """
-    found: Mapping[tuple[str, str, int | None, str | None, int, str], list[tuple[str, TrainResult]]] = defaultdict(list)
+    found: Mapping[tuple[str, str, int | None, str | None, int], list[tuple[str, TrainResult]]] = defaultdict(list)
     for name, run in train:
-        key = (run.model, run.dataset, run.federated, run.partition, run.epochs, _variant(run))
-        found[key].append((name, run))
-    groups = [
-        Group(*key, runs=tuple(sorted(runs, key=lambda pair: (pair[1].seed, pair[0])))) for key, runs in found.items()
-    ]
+        found[run.model, run.dataset, run.federated, run.partition, run.epochs].append((name, run))
+    groups = []
+    for key, runs in found.items():
+        differing = [name for name in TOLD_APART if len({_setting(run, name) for _, run in runs}) > 1]
+        variants: Mapping[str, list[tuple[str, TrainResult]]] = defaultdict(list)
+        for pair in sorted(runs, key=lambda pair: (pair[1].seed, pair[0])):
+            words = (f"{name.replace('_', ' ')} {_setting(pair[1], name)}" for name in differing)
+            variants[", ".join(words)].append(pair)
+        groups += [Group(*key, variant, tuple(own)) for variant, own in variants.items()]
     return tuple(
         sorted(
             groups,
@@ -97,8 +101,11 @@ def grouped(train: Sequence[tuple[str, TrainResult]]) -> tuple[Group, ...]:
     )
 
 
-def _variant(run: TrainResult) -> str:
-    return ", ".join(f"{key} {run.settings[key]}" for key in TOLD_APART if run.settings.get(key) is not None)
+def _setting(run: TrainResult, name: str) -> str:
+    value = run.settings.get(name)
+    if value is None:
+        return "routing" if name == "expert_weights" else "default"
+    return str(value)
 
 
 def tasks_of(runs: Sequence[TrainResult]) -> tuple[str, ...]:

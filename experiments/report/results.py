@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from common.errors import DataError
 
@@ -24,11 +24,23 @@ class Record(BaseModel):
 class GateState(Record):
     """What one gate did with one task's rows."""
 
+    experts: list[str] = Field(default_factory=list)
+    """Names of the experts in the order of `load`; empty: they have none."""
+
     load: Load
     """Mean weight of each expert over the rows; sums to 1."""
 
     entropy: float
     """Mean entropy of the weights per row, in nats."""
+
+
+class GateDistance(Record):
+    """How far two tasks' gates are apart."""
+
+    tasks: tuple[str, str]
+    gates: tuple[str, str]
+    distance: float
+    """Jensen-Shannon, to base 2."""
 
 
 class Point(Record):
@@ -45,6 +57,9 @@ class Point(Record):
 
     gates: dict[str, dict[str, GateState]] = Field(default_factory=dict)
     """Task to gate to what it did."""
+
+    gate_distances: list[GateDistance] = Field(default_factory=list)
+    """Of every two tasks' gates that weigh the same experts."""
 
     @property
     def at(self) -> int:
@@ -142,11 +157,14 @@ class Cell(Record):
 class Relation(Record):
     """A statement about the sweep, tested on pairs of the same seeds."""
 
-    relation: str
+    relation: str = Field(validation_alias=AliasChoices("relation", "text"))
     estimate: float
     low: float
     high: float
-    holds: bool | None
+    holds: bool | str | None
+    """Whether it does: a truth value, or a word such as yes, no or unclear."""
+
+    seeds: int | None = None
 
 
 class CorrelationResult(Record):

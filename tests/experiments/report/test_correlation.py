@@ -62,4 +62,4 @@ def test_the_relations_are_told_as_they_were_found() -> None:
     assert section is not None
     table = section.parts[1]
     assert isinstance(table, Table)
-    assert table.rows == (("shared_bottom rises", 0.02, 0.01, 0.03, "yes"),)
+    assert table.rows == (("shared_bottom rises", 0.02, 0.01, 0.03, "yes", None),)

@@ -44,10 +44,10 @@ def test_a_central_run_of_other_length_is_no_comparison() -> None:
 
 
 def test_ways_of_weighing_experts_are_told_apart() -> None:
-    settings = [{"expert_weights": how} for how in ("routing", "examples")]
+    settings = [{"expert_weights": how} for how in (None, "examples")]
     found, _ = comparisons(grouped(runs(train(), *(train(**CLIENTS, settings=s) for s in settings))))
     labels = {c.label for c in found if c.task == "income"}
-    assert labels == {f"mmoe, 10 clients, iid, expert_weights {how}: income" for how in ("examples", "routing")}
+    assert labels == {f"mmoe, 10 clients, iid, expert weights {how}: income" for how in ("examples", "routing")}
 
 
 @pytest.mark.parametrize(("income", "verdict"), [(0.9351, "yes"), (0.9349, "no"), (0.9451, "above")])
