@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from common.families.adversarial_config import AdversarialConfig
 from common.families.cross_stitch_config import CrossStitchConfig
+from common.families.expert_config import MMoEConfig, OMoEConfig, PLEConfig
 from common.families.progressive_config import ProgressiveConfig
 from common.families.tabular_config import SharedBottomConfig, SingleTaskConfig
 from common.strict_model import StrictModel
@@ -164,7 +165,14 @@ class TransformerConfig(StrictModel):
 
 #: The `model:` section of any family over tabular rows.
 AnyTabularConfig = Annotated[
-    SingleTaskConfig | SharedBottomConfig | CrossStitchConfig | ProgressiveConfig | AdversarialConfig,
+    SingleTaskConfig
+    | SharedBottomConfig
+    | OMoEConfig
+    | MMoEConfig
+    | PLEConfig
+    | CrossStitchConfig
+    | ProgressiveConfig
+    | AdversarialConfig,
     Field(discriminator="family"),
 ]
 

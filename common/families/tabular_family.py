@@ -19,8 +19,12 @@ from common.families.config import AnyTabularConfig
 from common.families.cross_stitch import CrossStitchModel
 from common.families.cross_stitch_config import CrossStitchConfig
 from common.families.encoded_rows import EncodedRows
+from common.families.expert_config import MMoEConfig, OMoEConfig, PLEConfig
 from common.families.heads import check_task_names
+from common.families.mmoe import MMoEModel
 from common.families.module_blueprint import placed_blueprint
+from common.families.omoe import OMoEModel
+from common.families.ple import PLEModel
 from common.families.progressive import ProgressiveModel
 from common.families.progressive_config import ProgressiveConfig
 from common.families.shared_bottom import SharedBottomModel
@@ -44,6 +48,9 @@ MODELS: Final[Mapping[str, tuple[type[TabularConfig], type[TabularModel[Any]]]]]
         (CrossStitchConfig, CrossStitchModel),
         (ProgressiveConfig, ProgressiveModel),
         (AdversarialConfig, AdversarialModel),
+        (OMoEConfig, OMoEModel),
+        (MMoEConfig, MMoEModel),
+        (PLEConfig, PLEModel),
     )
 }
 
