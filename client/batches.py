@@ -1,22 +1,23 @@
 """Which examples make up each optimiser step of a round.
 
-A batch holds one task, or (`client.mixing`) several. Within an epoch a task's examples are permuted, cut into pools of
-a few dozen batches, sorted by length inside each pool and dealt into batches: a batch then pads to about its own
-length, while its members still vary from epoch to epoch. The whole order follows from (seed, round, client, task).
+A batch holds one task, or (`client.mixing`) several, or rows that are several tasks' at once. Within an epoch a task's
+examples are permuted, cut into pools of a few dozen batches, sorted by length inside each pool and dealt into batches:
+a batch then pads to about its own length, while its members still vary from epoch to epoch. The whole order follows
+from (seed, round, client, task).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, islice
 
 import numpy as np
 
 from client.mixing import Indices, Lengths, compositions, deal
 from client.sampling import share_steps, task_shares
 from common.seeds import derive_numpy
-from common.training import Position, TrainSettings, epoch_steps, mixed_examples, mixes, round_steps
+from common.training import Position, TrainSettings, epoch_steps, mixed_examples, mixes, round_steps, shares_rows
 
 __all__ = ["Batch", "Indices", "Lengths", "by_length", "epoch", "round_batches"]
 
@@ -30,9 +31,11 @@ class Batch:
 
     Attributes:
         rows: task to rows of its training split, at least one of each.
+        same_rows: the numbers are the same for each task, and so are the rows: one pass computes all tasks of them.
     """
 
     rows: Mapping[str, Indices]
+    same_rows: bool = False
 
     def __len__(self) -> int:
         return sum(map(len, self.rows.values()))
@@ -59,6 +62,11 @@ def round_batches(
     path: tuple[str | int, ...] = ("round", position.round, "client", client_id)
     tasks = sorted(lengths)
     sizes = {task: len(lengths[task]) for task in tasks}
+    if shares_rows(settings, tasks):
+        of_all = _endless(lengths[tasks[0]], settings, seed, (*path, "rows"))
+        for rows in islice(of_all, round_steps(settings, sizes)):
+            yield Batch(dict.fromkeys(tasks, rows), same_rows=True)
+        return
     if mixes(settings, tasks):
         yield from _mixed(lengths, sizes, settings, position, weakness, seed, path)
         return

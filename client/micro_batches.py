@@ -12,10 +12,15 @@ def pieces(batch: Batch, size: int | None) -> Iterator[Batch]:
 
     Args:
         batch: at least one example.
-        size: at least 1; None for one part, the batch itself.
+        size: at least 1; None for one part, the batch itself. Rows that are several tasks' count once.
     """
-    if size is None or len(batch) <= size:
+    rows_of_all = len(next(iter(batch.rows.values()))) if batch.same_rows else len(batch)
+    if size is None or rows_of_all <= size:
         yield batch
+        return
+    if batch.same_rows:
+        for start in range(0, rows_of_all, size):
+            yield Batch({task: rows[start : start + size] for task, rows in batch.rows.items()}, same_rows=True)
         return
     for start in range(0, len(batch), size):
         part, first = {}, 0

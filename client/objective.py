@@ -89,11 +89,12 @@ class Objective:
     def _together(self, batch: Batch) -> dict[str, Tensor]:
         """One backward pass for all tasks that can share one."""
         divisors, losses = self._divisors(batch), dict[str, Tensor]()
-        for group in self._groups(tuple(batch.rows)):
+        for group in self._groups(batch):
             rows = {task: batch.rows[task] for task in group}
             self._model.train_only(*group)
-            for portion in passes(rows, self._lengths) if self._settings.length_buckets else [rows]:
-                for piece in pieces(Batch(portion), self._settings.micro_batch_size):
+            by_length = self._settings.length_buckets and not batch.same_rows
+            for portion in passes(rows, self._lengths) if by_length else [rows]:
+                for piece in pieces(Batch(portion, batch.same_rows), self._settings.micro_batch_size):
                     found, penalty = self._losses(piece, divisors, len(batch))
                     weighted = [loss * self._weights.of(task) for task, loss in found.items()]
                     torch.autograd.backward([*weighted, *penalty])
@@ -133,7 +134,7 @@ class Objective:
             whole: the step's examples: the penalty is a mean over them, in however many passes they come.
         """
         device, rows = self._model.device, piece.rows
-        parts, inputs = self._inputs(rows)
+        parts, inputs = self._inputs(piece)
         inputs = to_device(inputs, device)
         with autocast(device, self._settings.precision):
             done = self._model.training_pass(parts, inputs)
@@ -148,11 +149,12 @@ class Objective:
             return losses, []
         return losses, [done.penalty.float() * (len(piece) / whole)]
 
-    def _inputs(self, rows: Mapping[str, Indices]) -> tuple[dict[str, slice], dict[str, Tensor]]:
+    def _inputs(self, piece: Batch) -> tuple[dict[str, slice], dict[str, Tensor]]:
         """Where each task's rows lie in a pass, and the model's inputs."""
-        if len(rows) == 1:
-            ((task, indices),) = rows.items()
-            return {task: slice(None)}, self._splits[task].collate(indices)
+        rows = piece.rows
+        if len(rows) == 1 or piece.same_rows:
+            first, indices = next(iter(rows.items()))
+            return dict.fromkeys(rows, slice(None)), self._splits[first].collate(indices)
         return places(rows), join({task: (self._splits[task], indices) for task, indices in rows.items()})
 
     def _divisors(self, batch: Batch) -> dict[str, Tensor]:
@@ -171,14 +173,20 @@ class Objective:
         weights = {task: self._splits[task].weights for task in rows}
         return {task: every[torch.from_numpy(rows[task])] for task, every in weights.items() if every is not None}
 
-    def _groups(self, tasks: tuple[str, ...]) -> list[tuple[str, ...]]:
+    def _groups(self, batch: Batch) -> list[tuple[str, ...]]:
         """Tasks that are computed in one pass: those that one pass can train, and whose rows fit one batch."""
+        tasks = tuple(batch.rows)
         if tasks not in self._grouped:
-            self._grouped[tasks] = [
-                group
-                for trained in self._model.together(tasks)
-                for group in joinable_groups({task: self._splits[task] for task in trained})
-            ]
+            trained = self._model.together(tasks)
+            self._grouped[tasks] = (
+                trained
+                if batch.same_rows
+                else [
+                    group
+                    for one_pass in trained
+                    for group in joinable_groups({task: self._splits[task] for task in one_pass})
+                ]
+            )
         return self._grouped[tasks]
 
 

@@ -128,14 +128,14 @@ class SlotModel:
             batch: on the model's device.
         """
         module = self._module_of[next(iter(parts))]
-        compiled_pass = self._compiled_passes.get(id(module))
-        if compiled_pass is not None:
-            return compiled_pass(parts, batch)
-        if len(parts) == 1 and id(module) in self._compiled:
-            ((task, rows),) = parts.items()
-            part = batch if rows == slice(None) else {name: tensor[rows] for name, tensor in batch.items()}
-            return TrainingPass({task: self.forward(task, part)})
-        return module.training_pass(parts, batch)
+        if id(module) not in self._compiled:
+            return module.training_pass(parts, batch)
+        if len(parts) == 1 and type(module).training_pass is MultiTaskModel.training_pass:
+            ((task, rows),) = parts.items()  # evaluation has this compiled as well
+            return TrainingPass({task: self.forward(task, {name: tensor[rows] for name, tensor in batch.items()})})
+        if id(module) not in self._compiled_passes:
+            self._compiled_passes[id(module)] = compiled_function(module.training_pass, self.device)
+        return self._compiled_passes[id(module)](parts, batch)
 
     def gates(self, task: str) -> Mapping[str, tuple[str, ...]]:
         """As `MultiTaskModel.gates`."""
@@ -172,7 +172,7 @@ class SlotModel:
         return slot_id in self._open
 
     def compile(self) -> None:
-        """Compile the passes of every replica, once.
+        """Compile the passes of every replica, once, each when it is first needed.
 
         Raises:
             ConfigError: this machine lacks what compiling needs.
@@ -180,10 +180,6 @@ class SlotModel:
         for replica in self.replicas:
             if id(replica.module) not in self._compiled:
                 self._compiled[id(replica.module)] = compiled(replica.module, self.device)
-                if type(replica.module).training_pass is not MultiTaskModel.training_pass:
-                    self._compiled_passes[id(replica.module)] = compiled_function(
-                        replica.module.training_pass, self.device
-                    )
 
     def clear_gradients(self) -> None:
         """Let go of all gradients."""

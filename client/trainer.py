@@ -30,6 +30,7 @@ from client.memory import ClientMemory, Memory, resident, residents
 from client.objective import Objective
 from client.precision import faster_precision
 from client.proximal import ProximalTerm
+from client.same_rows import with_same_rows
 from client.sampling import weakness_of
 from client.slot_model import SlotModel
 from client.tally import Progress, Tally, TaskReport
@@ -42,7 +43,7 @@ from common.metrics import Evaluation
 from common.plan import Slice, Slot
 from common.seeds import derive_seed
 from common.torch_tensors import fingerprint
-from common.training import Position, Precision, TrainSettings, round_steps
+from common.training import Position, Precision, TrainSettings, round_steps, shares_rows
 
 if TYPE_CHECKING:
     from common.families.base import EncodedSplit, Family
@@ -119,6 +120,7 @@ class LocalTrainer:
         self._bound: tuple[Slice, SlotModel] | None = None
         self._last_results: tuple[tuple[TrainSettings, str], dict[str, Evaluation]] | None = None
         self._precision: Precision = "auto"
+        self._sharing: set[tuple[str, ...]] = set()
 
     def evaluate(
         self,
@@ -183,6 +185,7 @@ class LocalTrainer:
         Raises:
             PlanError: slice or values don't fit the family, or nothing in the slice may be trained, or at its beginning
                 `training.unfreeze` opens nothing of a task.
+            DataError: `training.same_rows` is set, and the tasks' rows are not the same.
             TrainingDiverged: a loss or a delta is not finite; nothing of the round is kept.
             TrainingCancelled: `cancelled` was set; nothing of the round is kept.
         """
@@ -195,6 +198,8 @@ class LocalTrainer:
             trainable = model.trainers()
             if not trainable:
                 raise PlanError(f"no parameter of the slice may be trained by the client's tasks {sorted(self._data)}")
+            if shares_rows(settings, trainable):
+                self._share_rows(trainable)
             lengths = {task: self._data[task].train.lengths for task in trainable}
             weakness = self._weakness(model, trainable, received, settings, cancelled)
             if after_epoch is not None:
@@ -227,6 +232,12 @@ class LocalTrainer:
                 numbers["round"] = float(position.round)
             now = Memory({**memory.tensors, **residents(own)}, numbers)
             return LocalResult(deltas, reports, self._memory.keep(position.round, now, counted))
+
+    def _share_rows(self, tasks: Sequence[str]) -> None:
+        """Make sure, once, that these tasks have the same rows, and keep them once."""
+        if tuple(tasks) not in self._sharing:
+            self._data |= with_same_rows({task: self._data[task] for task in tasks})
+            self._sharing.add(tuple(tasks))
 
     def _load_for_training(
         self,

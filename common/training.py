@@ -162,12 +162,18 @@ class TrainSettings(StrictModel):
     their lengths agree. What a step minimises is the sum over its tasks of weight times mean loss; with batches of one
     task it is that task's weight times its mean loss."""
 
+    same_rows: bool = False
+    """The tasks of a client are labels of the same rows, such as two things known of each person: a step takes one
+    batch of rows for all of them, in one pass where they share the encoder, and minimises the sum of weight times mean
+    loss; `batch_size` counts rows, and an epoch holds every row once. A client whose tasks have other rows ends with an
+    error. Needs `mixed_batches: false` and leaves nothing to sample (`task_sampling: proportional`)."""
+
     loss_weighting: LossWeighting = "fixed"
     """Where a task's loss weight comes from in a client of several tasks (a client of one keeps weight 1, or its
     fixed one). `fixed`: `loss_weights`. `uncertainty`: learnt log variances (Kendall et al. 2018, arXiv 1705.07115).
     `dwa`: how fast the client's losses fell from the round before last to the last (Liu et al. 2019, arXiv
     1803.10704). `gradnorm`: gradients of equal size at the last shared layer, more for tasks that lag (Chen et al.
-    2018, arXiv 1711.02257); needs `mixed_batches`."""
+    2018, arXiv 1711.02257); needs `mixed_batches` or `same_rows`."""
 
     loss_weights: Mapping[str, PositiveFloat] = {}
     """Task to the weight of its loss, for `fixed`; 1 for a task that is not named."""
@@ -183,11 +189,12 @@ class TrainSettings(StrictModel):
 
     surgery: SurgeryMethod = "none"
     """What is done with conflicting gradients of a client's own tasks in the parameters they share (torchjd's
-    implementations; heads keep their own gradients); needs `mixed_batches`. `pcgrad`: Yu et al. 2020, arXiv 2001.06782;
-    `cagrad`: Liu et al. 2021, arXiv 2110.14048; `upgrad`: Quinton & Rey 2024, arXiv 2406.16232; `mgda`: Sener & Koltun
-    2018, arXiv 1810.04650; `aligned_mtl`: Senushkin et al. 2023, arXiv 2305.19000. Where gradients agree `pcgrad` is
-    their sum, `upgrad` their mean, `cagrad` 1 + `cagrad_c` times the mean; `mgda` is the shortest weighted mean, and
-    `aligned_mtl` scales all directions to the weakest, which is far less where gradients nearly agree."""
+    implementations; heads keep their own gradients); needs `mixed_batches` or `same_rows`. `pcgrad`: Yu et al. 2020,
+    arXiv 2001.06782; `cagrad`: Liu et al. 2021, arXiv 2110.14048; `upgrad`: Quinton & Rey 2024, arXiv 2406.16232;
+    `mgda`: Sener & Koltun 2018, arXiv 1810.04650; `aligned_mtl`: Senushkin et al. 2023, arXiv 2305.19000. Where
+    gradients agree `pcgrad` is their sum, `upgrad` their mean, `cagrad` 1 + `cagrad_c` times the mean; `mgda` is the
+    shortest weighted mean, and `aligned_mtl` scales all directions to the weakest, which is far less where gradients
+    nearly agree."""
 
     cagrad_c: float = Field(default=0.5, ge=0, lt=1, allow_inf_nan=False)
     """How far `cagrad` may stray from the mean gradient, as a share of its size; 0 is the mean."""
@@ -262,12 +269,21 @@ class TrainSettings(StrictModel):
             raise ValueError(
                 "compile has no use with mixed_batches, whose joined passes differ each time: set one of them false"
             )
-        if not self.mixed_batches:
+        if self.same_rows and self.mixed_batches:
+            raise ValueError(
+                "same_rows and mixed_batches exclude each other: a step has the same rows for all tasks, or rows of "
+                "each task's own"
+            )
+        if self.same_rows and self.task_sampling != "proportional":
+            raise ValueError(
+                f"task_sampling {self.task_sampling!r} has no use with same_rows, where every step holds all tasks"
+            )
+        if not self.mixed_batches and not self.same_rows:
             together = {"loss_weighting": self.loss_weighting == "gradnorm", "surgery": self.surgery != "none"}
             for key in (key for key, needed in together.items() if needed):
                 raise ValueError(
                     f"{key} {getattr(self, key)!r} compares gradients of several tasks in one step: "
-                    "set mixed_batches: true"
+                    "set mixed_batches: true, or same_rows: true where all tasks have the same rows"
                 )
         return self
 
@@ -281,9 +297,11 @@ def steps_of_epoch(settings: TrainSettings, num_examples: Mapping[str, int]) -> 
     """Optimiser steps in one pass over all of a client's tasks.
 
     Args:
-        settings: the batch size, and whether batches are mixed.
+        settings: the batch size, and whether a step holds several tasks.
         num_examples: task to the number of the client's training examples; at least one task.
     """
+    if shares_rows(settings, num_examples):
+        return epoch_steps(max(num_examples.values()), settings.batch_size)
     if mixes(settings, num_examples):
         return epoch_steps(sum(num_examples.values()), settings.batch_size)
     return sum(epoch_steps(count, settings.batch_size) for count in num_examples.values())
@@ -319,8 +337,18 @@ def steps_until(settings: TrainSettings, num_examples: Mapping[str, int], epochs
 
 
 def mixes(settings: TrainSettings, tasks: Collection[str]) -> bool:
-    """Whether steps hold several tasks. A client of one task trains as it would without `mixed_batches`."""
+    """Whether steps hold rows of several tasks. A client of one task trains as it would without `mixed_batches`."""
     return settings.mixed_batches and len(tasks) > 1
+
+
+def shares_rows(settings: TrainSettings, tasks: Collection[str]) -> bool:
+    """Whether a step's rows are those of all tasks. A client of one task trains as it would without `same_rows`."""
+    return settings.same_rows and len(tasks) > 1
+
+
+def holds_several(settings: TrainSettings, tasks: Collection[str]) -> bool:
+    """Whether one step counts for several tasks."""
+    return mixes(settings, tasks) or shares_rows(settings, tasks)
 
 
 def mixed_examples(settings: TrainSettings, num_examples: Mapping[str, int]) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from common.control_variates import is_control
 from common.messages import TaskContribution
 from common.plan import Slot
-from common.training import TrainSettings, mixes
+from common.training import TrainSettings, holds_several
 from server.fednova import effective_steps, step_factors, steps_in_slot
 from server.scaffold import control_weights
 from server.strategy import Correction
@@ -38,7 +38,7 @@ def reweighing(
 
     def steps_of(slot: Slot, client_id: str) -> int:
         done = contributions[client_id]
-        return steps_in_slot(slot, done, mixed=mixes(training[client_id], done))
+        return steps_in_slot(slot, done, mixed=holds_several(training[client_id], done))
 
     def fednova(slot: Slot, weights: Mapping[str, float]) -> Mapping[str, float]:
         if slot.spec.kind != "parameter":

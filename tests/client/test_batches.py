@@ -102,6 +102,18 @@ def test_mixed_batches_hold_every_example_of_an_epoch_once() -> None:
     assert all(set(batch.rows) == {"a", "b"} for batch in batches if len(batch) == 16)
 
 
+def test_the_same_rows_come_for_all_tasks_once_an_epoch() -> None:
+    settings = TrainSettings(same_rows=True, batch_size=8, local_epochs=2)
+    lengths = {task: np.ones(30, dtype=np.int64) for task in "ab"}
+    batches = list(round_batches(lengths, settings, NOW, 7, "c"))
+    assert len(batches) == round_steps(settings, {"a": 30, "b": 30}) == 8
+    assert all(batch.same_rows and batch.rows["a"].tolist() == batch.rows["b"].tolist() for batch in batches)
+    epochs = [[row for batch in part for row in batch.rows["a"].tolist()] for part in (batches[:4], batches[4:])]
+    assert [sorted(rows) for rows in epochs] == [list(range(30))] * 2
+    assert epochs[0] != epochs[1]
+    assert drawn(settings, {"a": 60}) == drawn(settings.model_copy(update={"same_rows": False}), {"a": 60})
+
+
 def test_mixed_batches_follow_from_seed_round_and_client() -> None:
     settings, sizes = TrainSettings(mixed_batches=True, batch_size=8, task_sampling="even"), {"a": 70, "b": 30}
     assert drawn(settings, sizes) == drawn(settings, dict(reversed(sizes.items())))

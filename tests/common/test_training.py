@@ -15,8 +15,10 @@ from common.training import (
     Opening,
     Position,
     TrainSettings,
+    holds_several,
     learning_rate_factor,
     mixed_examples,
+    mixes,
     round_steps,
     steps_until,
 )
@@ -187,6 +189,8 @@ def test_steps_of_a_round() -> None:
         ({"sampling_temperature": 0.5}, "greater than or equal to 1"),
         ({"task_sampling": "weakest"}, "performance"),
         ({"surgery": "nashmtl", "mixed_batches": True}, "aligned_mtl"),
+        ({"same_rows": True, "mixed_batches": True}, "same_rows and mixed_batches exclude each other"),
+        ({"same_rows": True, "task_sampling": "even"}, "task_sampling 'even' has no use with same_rows"),
     ],
 )
 def test_settings_for_several_tasks_that_do_not_fit_are_refused(settings: dict[str, Any], message: str) -> None:
@@ -209,6 +213,18 @@ def test_a_round_of_mixed_batches_has_the_steps_of_its_examples() -> None:
     steps = TrainSettings(batch_size=32, local_steps=5, mixed_batches=True)
     assert (mixed_examples(steps, sizes), round_steps(steps, sizes)) == (160, 5)
     assert round_steps(mixed.model_copy(update={"local_epochs": 1.5}), {"a": 40}) == 3  # one task: as without
+
+
+def test_a_step_of_the_same_rows_is_one_of_each_task() -> None:
+    sizes = {"a": 40, "b": 40}
+    settings = TrainSettings(same_rows=True, batch_size=16, local_epochs=2)
+    assert (round_steps(settings, sizes), steps_until(settings, sizes, 2)) == (6, 6)
+    assert holds_several(settings, sizes)
+    assert not mixes(settings, sizes)
+    assert not holds_several(settings, {"a": 40})
+    assert not holds_several(TrainSettings(), sizes)
+    assert holds_several(TrainSettings(mixed_batches=True), sizes)
+    assert TrainSettings(same_rows=True, surgery="pcgrad").surgery == "pcgrad"
 
 
 def test_the_last_epoch_ends_with_the_round() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from common.control_variates import with_controls
 from common.messages import TaskContribution
 from common.plan import Slot
@@ -40,11 +42,12 @@ def test_fednova_changes_those_of_parameters() -> None:
     assert reweigh(STATISTICS, WEIGHTS) == WEIGHTS, "running means are no sums of steps"
 
 
-def test_fednova_counts_a_step_that_holds_several_tasks_once() -> None:
+@pytest.mark.parametrize("key", ["mixed_batches", "same_rows"])
+def test_fednova_counts_a_step_that_holds_several_tasks_once(key: str) -> None:
     """Client a reports its 3 steps for each of its two tasks, client b mixes too but has one task only."""
     three = TaskContribution(num_examples=90, num_steps=3, loss=0.0, seconds=0.0)
     done = {"a": {"mood": three, "topic": three}, "b": {"mood": three}}
-    together = PLAIN.model_copy(update={"mixed_batches": True})
+    together = PLAIN.model_copy(update={key: True})
     assert reweighing("fednova", dict.fromkeys("ab", together), done, PRESENT)(BODY, WEIGHTS) == WEIGHTS
     in_turn = reweighing("fednova", {"a": PLAIN, "b": together}, done, PRESENT)(BODY, WEIGHTS)
     assert in_turn == {"a": 0.5 * 4.5 / 6, "b": 0.5 * 4.5 / 3}
