@@ -78,7 +78,8 @@ def _entropy(point: Point, task: str) -> float | None:
 
 
 def _test_table(label: str, runs: Sequence[DynamicsRun]) -> Table:
-    columns = list(dict.fromkeys((task, metric) for run in runs for task, own in run.test.items() for metric in own))
+    found = [(task, metric) for run in runs for task, own in run.test.items() for metric in own]
+    columns = [column for column in dict.fromkeys(found) if column[1] != "examples"]
     rows: tuple[tuple[Value, ...], ...] = tuple(
         (weights_text(run), *(run.test.get(task, {}).get(metric) for task, metric in columns)) for run in runs
     )

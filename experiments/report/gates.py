@@ -56,11 +56,11 @@ def gate_distances(point: Point) -> dict[str, float]:
         Both tasks, and the gate where it has a name of its own, to the distance.
     """
     if point.gate_distances:
-        return {
-            " and ".join(d.tasks)
-            + ("" if d.gates == d.tasks else f", {' and '.join(dict.fromkeys(d.gates))}"): d.distance
-            for d in point.gate_distances
-        }
+        told = {}
+        for known in point.gate_distances:
+            gates = "" if known.gates == known.tasks else f", {' and '.join(dict.fromkeys(known.gates))}"
+            told[f"{' and '.join(known.tasks)}{gates}"] = known.distance
+        return told
     found = {}
     for (one, its), (other, others) in itertools.combinations(point.gates.items(), 2):
         pairs = {f", {name}": (its[name], others[name]) for name in its.keys() & others.keys()}

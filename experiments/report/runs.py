@@ -32,6 +32,7 @@ def _table(dataset: str, groups: Sequence[Group]) -> Table:
         for group in groups
         for _, run in group.runs
         for metric in run.test.get(task, {})
+        if metric != "examples"
     }
     header = ("model", "where", "epochs", "seeds", "parameters", "seconds", "examples/s")
     rows = tuple(_row(group, list(metrics)) for group in groups)
