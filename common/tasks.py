@@ -240,7 +240,8 @@ def _resolve_use(entry: Mapping[str, Any], where: str) -> dict[str, Any]:
     wanted = str(entry["use"])
     found = [key for key in shipped if wanted in (key, key.split("/")[1])]
     if len(found) != 1:
-        raise ConfigError(f"{where}.use: {wanted!r} is not a shipped task; allowed are {', '.join(shipped)}")
+        wrong = f"is the name of several: write {' or '.join(found)}" if found else "is not a shipped task"
+        raise ConfigError(f"{where}.use: {wanted!r} {wrong}; allowed are {', '.join(shipped)}")
     base = shipped[found[0]]
     overrides = {key: value for key, value in entry.items() if key != "use"}
     data = overrides.get("data")

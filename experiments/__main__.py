@@ -21,7 +21,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "correlation": "Loss of every family against the correlation of two synthetic tasks.",
     "dynamics": "Training under different weights of the tasks.",
     "data": "Fetch the files of a data set, or say where to put them.",
-    "inputs": "Write the input columns of a CSV file as a problem in YAML.",
+    "inputs": "Print the input columns of a table, or of a problem, as a model section declares them.",
     "report": "Everything that was measured as one HTML file.",
 }
 

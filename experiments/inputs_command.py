@@ -16,7 +16,6 @@ import yaml
 
 from common.data.config import FileFormat
 from common.data.files import read_file
-from common.errors import FedmtlError
 from experiments.problems.inputs import Choice, found_inputs
 from experiments.problems.problem import load_problem, shipped_problems
 
@@ -34,17 +33,11 @@ def command(
     missing: Annotated[str, typer.Option(help="What stands for an unknown value, beside an empty field.")] = "?",
 ) -> None:
     """Print the `numeric` and `categorical` sections of a model for any table."""
-    try:
-        if source in shipped_problems() or Path(source).suffix in (".yaml", ".yml"):
-            inputs = load_problem(source, data).inputs
-        else:
-            left_out = frozenset(leave_out or ())
-            table = read_file(Path(source), FileFormat(strip=True), None)
-            inputs = found_inputs(table, Choice(numeric or (), categorical or (), "judge", left_out, distinct, missing))
-            inputs = {**inputs, "missing": missing}
-    except FedmtlError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(error.exit_code) from error
+    if source in shipped_problems() or Path(source).suffix in (".yaml", ".yml"):
+        inputs = load_problem(source, data).inputs
+    else:
+        choice = Choice(numeric or (), categorical or (), "judge", frozenset(leave_out or ()), distinct, missing)
+        inputs = {**found_inputs(read_file(Path(source), FileFormat(strip=True), None), choice), "missing": missing}
     typer.echo(as_yaml(inputs), nl=False)
 
 

@@ -56,6 +56,11 @@ class Problem:
     folder: Path
 
 
+def data_folder() -> Path:
+    """Where data sets lie when no folder is named: in what FEDMTL_DATA names, or in ``data``."""
+    return Path(os.environ.get(DATA_VARIABLE) or "data")
+
+
 def shipped_problems() -> dict[str, Path]:
     """The names that `load_problem` knows, and their files."""
     folder = Path(str(resources.files("experiments.problems")))
@@ -78,7 +83,7 @@ def load_problem(name_or_yaml: str, data: Path | None) -> Problem:
     path = shipped.get(name_or_yaml, Path(name_or_yaml))
     config = _read(path, name_or_yaml)
     if data is None:
-        data = Path(os.environ.get(DATA_VARIABLE) or "data") if name_or_yaml in shipped else path.parent
+        data = data_folder() if name_or_yaml in shipped else path.parent
     found = _found(config, data, path.stem if name_or_yaml in shipped else None)
     files = config.files.model_copy(update=found)
     train = data / found["train"]  # ProblemConfig sees to it that there is one

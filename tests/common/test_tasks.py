@@ -89,7 +89,7 @@ def test_any_other_override_is_laid_over_the_shipped_source() -> None:
     data = _one({"use": "mnli", "metrics": ["f1"], "data": {"limits": {"train": 5}, "seed": 3}}).data
     assert isinstance(data, HubSource)
     assert (data.hub, data.validation, data.limits.train, data.seed) == ("nyu-mll/glue", "validation_matched", 5, 3)
-    income = _one({"use": "income", "data": {"format": {"missing": ["-"]}}}).data
+    income = _one({"use": "census/income", "data": {"format": {"missing": ["-"]}}}).data
     assert isinstance(income, FilesSource)
     assert (income.format.missing, income.format.comment) == (("-",), "|")
 
@@ -107,6 +107,7 @@ def test_where_rows_come_from_is_said_in_words() -> None:
         ("sst2", ["tasks.t: 'sst2' is not a task", "{use: glue/sst2}"]),
         ({}, ["tasks.t.kind: missing"]),
         ({"use": "sst3"}, ["tasks.t.use: 'sst3'", "glue/sst2", "census/income"]),
+        ({"use": "income"}, ["tasks.t.use: 'income' is the name of several: write census-kdd/income or census/income"]),
         ({"use": "sst2", "name": "x"}, ["tasks.t.name: 'x'"]),
         ({"use": "sst2", "data": {"limits": {"trian": 3}}}, ["tasks.t.data.limits.trian: unknown key", "train, valid"]),
         ({"use": "sst2", "data": {"hub": "x", "format": {}}}, ["tasks.t.data.format: unknown key", "revision"]),

@@ -12,6 +12,7 @@ from common.data import load_examples
 from common.errors import ConfigError, DataError, FedmtlError
 from common.families.tabular_config import SingleTaskConfig
 from common.families.tabular_inputs import encode_rows
+from common.tasks import load_registry
 from experiments.problems import Problem, load_problem, shipped_problems
 
 #: Two labels, a score, two numeric columns (one of magnitudes), a code, a category with gaps, an identifier.
@@ -142,3 +143,12 @@ def test_labels_and_weights_are_no_inputs_of_shipped_problems(name: str, tmp_pat
     assert columns | set(config["leave_out"]) == set(config["files"]["format"]["columns"])
     assert not columns & {"education", "marital_stat", "income_50k", "instance_weight"} or name == "adult"
     assert not columns & {"marital_status", "income", "fnlwgt"}
+
+
+@pytest.mark.parametrize(("problem", "task"), [("census-kdd", "income"), ("census-kdd-education", "education")])
+def test_a_server_has_the_same_tasks_under_use(problem: str, task: str, tmp_path: Path) -> None:
+    for name in ("data", "test"):
+        (tmp_path / f"census_income_kdd/census-income.{name}.gz").parent.mkdir(exist_ok=True)
+        (tmp_path / f"census_income_kdd/census-income.{name}.gz").write_bytes(b"")
+    shipped = load_registry({name: {"use": f"census-kdd/{name}"} for name in (task, "marital")}, "test")
+    assert load_problem(problem, tmp_path).tasks == shipped
