@@ -1,7 +1,7 @@
 """Model families for the synthetic tasks, in the sizes of MMoE's experiment (Ma et al., KDD 2018, section 4.1).
 
 Eight experts of 16 units over 100 inputs and towers of 8 units; where there are no experts, about as many parameters:
-113 units in a shared bottom, 56 in each task's own network.
+113 units in a shared bottom, 56 in each task's own network. Families that the paper does not have are as large.
 """
 
 from __future__ import annotations
@@ -24,6 +24,12 @@ SIZES: Final[Mapping[str, Mapping[str, Any]]] = {
     "shared_bottom": {"bottom": [113]},
     "omoe": {"experts": EXPERTS},
     "mmoe": {"experts": EXPERTS},
+    # Of its eight experts a task reads six.
+    "ple": {"levels": [{"shared": {"number": 4, "hidden": [16]}, "own": {"number": 2, "hidden": [16]}}]},
+    "cross_stitch": {"column": [64]},
+    "soft_sharing": {"column": [64]},
+    "progressive": {"column": [60]},
+    "adversarial": {"bottom": [42], "column": [42]},
 }
 
 

@@ -51,7 +51,8 @@ class Stitch(nn.Module):
 
     def forward(self, task: str, hidden: Tensor) -> Tensor:
         """What a task reads (B, D) of the activations (T, B, D)."""
-        row = self.get_parameter(task)
+        # Not by get_parameter, which wants a Parameter: under torch.func values of many models stand in for it.
+        row = cast("Tensor", getattr(self, task))
         return torch.einsum("jbd,j->bd" if row.dim() == 1 else "jbd,jd->bd", hidden, row)
 
 

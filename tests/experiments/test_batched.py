@@ -17,7 +17,14 @@ SIZES: dict[str, dict[str, object]] = {
     "single_task": {"column": [6]},
     "shared_bottom": {"bottom": [6]},
     "omoe": {"experts": {"number": 3, "hidden": [4]}},
-    "mmoe": {"experts": {"number": 3, "hidden": [4]}},
+    "mmoe": {"experts": {"number": 3, "hidden": [4]}, "gate": {"balance": 0.1}},
+    "ple": {
+        "levels": [{"shared": {"number": 2, "hidden": [4]}, "own": {"number": 1, "hidden": [4]}}] * 2,
+    },
+    "cross_stitch": {"column": [6, 5]},
+    "soft_sharing": {"column": [6]},
+    "progressive": {"column": [6, 5], "adapter": 3},
+    "adversarial": {"bottom": [6], "column": [5]},
 }
 
 

@@ -46,6 +46,14 @@ def test_every_cell_is_computed_and_says_what_it_is(tmp_path: Path) -> None:
     assert cell["label_correlation"] != cells[2]["label_correlation"]
 
 
+def test_only_tasks_with_gates_of_their_own_have_a_distance_between_them(tmp_path: Path) -> None:
+    cells = run(replace(TINY, families=("mmoe", "omoe"), seeds=1, learning_rates=(0.01,)), tmp_path)
+    distances = {(cell["family"], cell["correlation"]): cell["rates"][0].get("gate_distance") for cell in cells}
+    assert 0 < distances["mmoe", 0.9] < 1
+    assert distances["omoe", 0.9] is None
+    assert distances["mmoe", 0.9] != distances["mmoe", 0.0]
+
+
 def test_a_stopped_sweep_goes_on_and_ends_as_one_that_never_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
