@@ -22,7 +22,7 @@ from server.weights import TaskWeights, omega
 
 #: Blueprint groups of experts begin so.
 EXPERT: Final = "expert."
-_OWN_EXPERT: Final = re.compile(r"expert\.\d+\.own\..+")
+_OWN_EXPERT: Final = re.compile(r"expert\.\d+\.own\.(.+)\.\d+")
 _SHARED_GATE: Final = re.compile(r"\d+\.shared")
 
 
@@ -73,7 +73,7 @@ def routing_weights(
     shares: dict[str, float] = {}
     for client_id in sorted(weights):
         masses = [
-            per_mass[task] * expert_mass(slot.spec.group, contribution.gates)
+            per_mass[task] * expert_mass(slot.spec.group, task, contribution.gates)
             for task, contribution in sorted(contributions[client_id].items())
             if task in per_mass and contribution.num_examples
         ]
@@ -83,21 +83,25 @@ def routing_weights(
     return {client_id: whole * (share / norm) for client_id, share in shares.items()}
 
 
-def expert_mass(expert: str, gates: Mapping[str, GateReport]) -> float:
-    """The mass that one task's gates gave an expert, over all gates that weigh it.
+def expert_mass(expert: str, task: str, gates: Mapping[str, GateReport]) -> float:
+    """The mass that the gates gave an expert for one task's examples, over all gates that weigh it.
 
-    Except what the shared gate of a PLE level (``L.shared``) gave to a task's own experts (``expert.L.own.TASK.N``): it
-    looks at the rows of every task, and what an own expert is for is decided by its task's own gate.
+    A task's own experts in PLE (``expert.L.own.TASK.N``) take it from their own task's gate and examples alone. Below the
+    top level the shared gates (``L.shared``) weigh them for the examples of every task, and with three levels or more
+    other tasks' examples pass their task's gate, too: that trains them, on clients of any task, but has no say in them.
 
     Args:
         expert: the blueprint group of the expert.
-        gates: gate to its report.
+        task: the task.
+        gates: gate to its report, of that task.
     """
-    own = _OWN_EXPERT.fullmatch(expert) is not None
+    own = _OWN_EXPERT.fullmatch(expert)
+    if own is not None and own[1] != task:
+        return 0.0
     return math.fsum(
         mass
         for gate, report in sorted(gates.items())
-        if not (own and _SHARED_GATE.fullmatch(gate))
+        if own is None or not _SHARED_GATE.fullmatch(gate)
         for listed, mass in zip(report.experts, report.mass, strict=True)
         if listed == expert
     )

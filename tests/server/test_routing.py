@@ -137,8 +137,9 @@ def test_a_shared_gate_of_ple_decides_on_shared_experts_and_not_on_a_tasks_own()
         "0.own.a": GateReport(experts=(own, shared), mass=(2.0, 3.0), entropy=0.0),
         "0.shared": GateReport(experts=(own, shared), mass=(4.0, 1.0), entropy=0.0),
     }
-    assert expert_mass(own, gates) == 2.0
-    assert expert_mass(shared, gates) == 4.0
+    assert expert_mass(own, "a", gates) == 2.0
+    assert expert_mass(own, "b", gates) == 0.0, "examples of another task that pass the gate"
+    assert expert_mass(shared, "a", gates) == expert_mass(shared, "b", gates) == 4.0
 
 
 PLAN = SharingPlan.shared(
