@@ -86,9 +86,10 @@ def routing_weights(
 def expert_mass(expert: str, task: str, gates: Mapping[str, GateReport]) -> float:
     """The mass that the gates gave an expert for one task's examples, over all gates that weigh it.
 
-    A task's own experts in PLE (``expert.L.own.TASK.N``) take it from their own task's gate and examples alone. Below the
-    top level the shared gates (``L.shared``) weigh them for the examples of every task, and with three levels or more
-    other tasks' examples pass their task's gate, too: that trains them, on clients of any task, but has no say in them.
+    In PLE a task's own experts (``expert.L.own.TASK.N``) take it from their own task's gate and examples alone. Below
+    the top level the shared gates (``L.shared``) weigh them for the examples of every task, and with three levels or
+    more other tasks' examples pass their task's gate, too: that trains them, on clients of any task, but has no say in
+    them.
 
     Args:
         expert: the blueprint group of the expert.
