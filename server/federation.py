@@ -31,6 +31,7 @@ from server.authentication import Authenticator
 from server.config import Config
 from server.coordinator import Coordinator
 from server.correction import Reweigh, reweighing
+from server.coupling import coupling
 from server.farewell import Farewell
 from server.gate_records import gate_record
 from server.jobs import Jobs
@@ -119,6 +120,7 @@ class Federation:
         self._spool = Spool(directory.spool, directory.disk)
         #: Updates that count in the round that is open or closing, by client.
         self._updates: dict[str, SpooledUpdate] = {}
+        self._couple = coupling(start.family.ties())
         self._aggregators = AggregatorChoice.of(config.federation.aggregation, self.model.plan.slots)
         #: One version at a time is folded and committed, however long a commit waits for room on the disk.
         self._committing = asyncio.Lock()
@@ -417,6 +419,7 @@ class Federation:
             cancelled=self._stopping,
             next_plan=next_plan,
             reweigh=self._reweighing(updates),
+            couple=self._couple,
         )
         try:
             gates = await self._lane.run(gate_record, {update.client_id: update.header.tasks for update in updates})

@@ -99,15 +99,21 @@ class ModelState:
         """
         return [self.encoded(slot.id) for slot in slice_.slots]
 
-    def advance(self, step: Callable[[Slot, Tensor], Tensor], plan: SharingPlan | None = None) -> None:
+    def advance(
+        self,
+        step: Callable[[Slot, Tensor], Tensor],
+        plan: SharingPlan | None = None,
+        settle: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] | None = None,
+    ) -> None:
         """Move to the next version; a slot for which `step` returns its value stays.
 
         Args:
             step: called with each slot, as the plan until now has it, and its value.
             plan: the next version's plan; may differ in what is frozen, and in nothing else. None: as it is.
+            settle: called once with slot id to next value, of all slots; gives those that are to be others still.
 
-        All slots move or none: when `step` raises, version and values are what they were. So the next values are
-        held beside the old ones until the last is there, at most one more model in memory.
+        All slots move or none: when `step` or `settle` raises, version and values are what they were. So the next
+        values are held beside the old ones until the last is there, at most one more model in memory.
 
         Raises:
             PlanError: the next plan has other slots.
@@ -120,6 +126,8 @@ class ModelState:
                 value = step(slot, self._values[slot.id])
                 if value is not self._values[slot.id]:
                     moved[slot.id] = value
+        if settle is not None:
+            moved |= settle({**self._values, **moved})
         for slot_id, value in moved.items():
             self._encoded.pop(slot_id, None)
             self._values[slot_id] = value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Final
 
 from torch import Tensor
@@ -15,6 +16,7 @@ from common.tensors import all_finite
 from common.torch_tensors import array_of, dtype_name
 from server.aggregation import AggregatorChoice, SlotUpdate
 from server.correction import Reweigh
+from server.coupling import Couple
 from server.model_state import ModelState
 from server.round import Examples
 from server.spool import SpooledUpdate
@@ -43,12 +45,14 @@ def reduce_round(
     cancelled: threading.Event | None = None,
     next_plan: SharingPlan | None = None,
     reweigh: Reweigh | None = None,
+    couple: Couple | None = None,
 ) -> None:
     """Advance `model` by one version, or leave it as it is and raise.
 
     Updates are read from the spool block by block, in the order of client ids, so the result does not
-    depend on who came first and memory not on how many came. A slot that nobody trained keeps its value, and so does
-    one that is frozen in this round: a late update of a round in which it was not has no weight there.
+    depend on who came first and memory not on how many came. A slot that nobody trained keeps its value, unless it is
+    tied to others, and so does one that is frozen in this round: a late update of a round in which it was not has no
+    weight there.
     Memory: the next value of every slot that moves, beside the old ones.
 
     Args:
@@ -64,6 +68,7 @@ def reduce_round(
         next_plan: the plan of the next round, with which the new version is stored; None: as it is.
         reweigh: changes the weights of a slot's updates, before the discounts; a slot that it leaves none keeps its
             value.
+        couple: moves slots that are tied to each other, once all have their next value.
 
     Raises:
         ReductionCancelled: `cancelled` was set.
@@ -110,7 +115,7 @@ def reduce_round(
     try:
         for update in ordered:
             update.open()
-        model.advance(step, next_plan)
+        model.advance(step, next_plan, None if couple is None else partial(couple, model.plan))
     finally:
         for update in ordered:
             update.close()

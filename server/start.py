@@ -29,6 +29,7 @@ from common.families.base import Family
 from common.families.saved import read_family, write_family
 from common.plan_diff import diff
 from server.config import LoadedConfig, resolve_config
+from server.coupling import check_ties
 from server.course import Course
 from server.history import History
 from server.model_state import ModelState
@@ -88,6 +89,7 @@ def begin(loaded: LoadedConfig, directory: RunDirectory, run_id: str) -> Start:
     rules = loaded.config.federation
     with _problems_of(loaded.source):
         plan = initial_plan(rules.mode, family.blueprint(), rules.resident, rules.correction)
+    check_ties(family.ties(), plan, loaded.source)
     schedule = resolve_schedule(loaded.config.freezing, plan, loaded.source)
     _tell_of_late_stages(schedule, loaded)
     course = Course(schedule, Selection.of(loaded.config.selection, loaded.specs, loaded.source))

@@ -106,6 +106,9 @@ class LineFamily:
     def assets(self) -> dict[str, bytes]:
         return {}
 
+    def ties(self) -> tuple[()]:
+        return ()
+
     def summary(self) -> ModelSummary:
         return ModelSummary.of(self.blueprint(), "a line")
 

@@ -13,6 +13,7 @@ from common.blueprint import Blueprint
 
 if TYPE_CHECKING:
     from common.data.examples import Examples
+    from common.families.ties import Tie
     from common.tasks import TaskSpec
 
 
@@ -232,6 +233,10 @@ class Family(Protocol):
 
     def assets(self) -> dict[str, bytes]:
         """Files a client needs, by name (such as tokenizer.json); sent once when it joins."""
+        ...
+
+    def ties(self) -> tuple[Tie, ...]:
+        """What the server is to keep near each other in a federation, beside averaging; see `server.coupling`."""
         ...
 
     def summary(self) -> ModelSummary:

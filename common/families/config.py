@@ -10,6 +10,7 @@ from common.families.adversarial_config import AdversarialConfig
 from common.families.cross_stitch_config import CrossStitchConfig
 from common.families.expert_config import MMoEConfig, OMoEConfig, PLEConfig
 from common.families.progressive_config import ProgressiveConfig
+from common.families.soft_sharing_config import SoftSharingConfig
 from common.families.tabular_config import SharedBottomConfig, SingleTaskConfig
 from common.strict_model import StrictModel
 
@@ -172,7 +173,8 @@ AnyTabularConfig = Annotated[
     | PLEConfig
     | CrossStitchConfig
     | ProgressiveConfig
-    | AdversarialConfig,
+    | AdversarialConfig
+    | SoftSharingConfig,
     Field(discriminator="family"),
 ]
 

@@ -29,9 +29,12 @@ from common.families.progressive import ProgressiveModel
 from common.families.progressive_config import ProgressiveConfig
 from common.families.shared_bottom import SharedBottomModel
 from common.families.single_task import SingleTaskModel
+from common.families.soft_sharing import SoftSharingModel
+from common.families.soft_sharing_config import SoftSharingConfig
 from common.families.tabular_config import SharedBottomConfig, SingleTaskConfig, TabularConfig
 from common.families.tabular_inputs import encode_rows
 from common.families.tabular_model import TabularDescription, TabularModel, TowerSpec
+from common.families.ties import Tie
 from common.losses import CosineLoss
 from common.seeds import derive_seed
 
@@ -51,6 +54,7 @@ MODELS: Final[Mapping[str, tuple[type[TabularConfig], type[TabularModel[Any]]]]]
         (OMoEConfig, OMoEModel),
         (MMoEConfig, MMoEModel),
         (PLEConfig, PLEModel),
+        (SoftSharingConfig, SoftSharingModel),
     )
 }
 
@@ -138,12 +142,16 @@ class TabularFamily:
         return None
 
     def describe(self) -> dict[str, Any]:
-        """See `Family.describe`."""
-        return self._description.model_dump(mode="json")
+        """See `Family.describe`; who builds a family from it is part of a federation."""
+        return self._description.model_copy(update={"federated": True}).model_dump(mode="json")
 
     def assets(self) -> dict[str, bytes]:
         """See `Family.assets`: none."""
         return {}
+
+    def ties(self) -> tuple[Tie, ...]:
+        """See `Family.ties`."""
+        return self._model.ties(self._description)
 
     def summary(self) -> ModelSummary:
         """See `Family.summary`."""

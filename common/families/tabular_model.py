@@ -13,6 +13,7 @@ from common.families.config import AnyTabularConfig
 from common.families.layers import Tower
 from common.families.module_blueprint import Place
 from common.families.tabular_config import TabularConfig
+from common.families.ties import Tie
 from common.strict_model import StrictModel
 
 #: The `model:` section of one family.
@@ -37,6 +38,9 @@ class TabularDescription(StrictModel):
     towers: dict[str, TowerSpec]
     """The tower of every task of the federation, in configuration order: also of those a client has nothing to do with,
     since a model may read what other tasks train."""
+    federated: bool = False
+    """Whether a server averages the models of this description; it then couples what is tied (`Family.ties`), and
+    the loss does not."""
 
 
 class TabularModel(MultiTaskModel, Generic[Config]):
@@ -98,6 +102,11 @@ class TabularModel(MultiTaskModel, Generic[Config]):
             description: the whole federation's model.
         """
         raise NotImplementedError
+
+    @classmethod
+    def ties(cls, description: TabularDescription) -> tuple[Tie, ...]:  # noqa: ARG003  # most families tie nothing
+        """See `Family.ties`."""
+        return ()
 
     @classmethod
     def first_value(cls, name: str, shape: torch.Size, description: TabularDescription) -> Tensor | None:

@@ -31,6 +31,7 @@ from common.families.encoder_source import EncoderSource
 from common.families.heads import check_task_names, head_spec, initial_head_value
 from common.families.lora import adapted_name, check_peft_is_installed, initial_adapter_value, lora_spec
 from common.families.module_blueprint import blueprint_of, federated_tensors
+from common.families.ties import Tie
 from common.families.token_rows import tables_of_tokens
 from common.families.tokenization import (
     TOKENIZER_CONFIG_JSON,
@@ -243,6 +244,10 @@ class TransformerFamily:
     def assets(self) -> dict[str, bytes]:
         """See `Family.assets`: ``tokenizer.json``, and ``tokenizer_config.json`` for the export."""
         return dict(self._assets)
+
+    def ties(self) -> tuple[Tie, ...]:
+        """See `Family.ties`: none."""
+        return ()
 
     def summary(self) -> ModelSummary:
         """See `Family.summary`."""

@@ -139,6 +139,9 @@ class TinyFamily:
     def assets(self) -> dict[str, bytes]:
         return {}
 
+    def ties(self) -> tuple[()]:
+        return ()
+
     def summary(self) -> ModelSummary:
         return ModelSummary.of(self.blueprint(), "tiny")
 

@@ -22,9 +22,12 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "ple, two levels": ("ple", {"levels": [{**_LEVEL, "own": {"number": 1, "hidden": [3, 5]}}, _LEVEL]}),
     "ple, three levels": ("ple", {"levels": [_LEVEL, _LEVEL, _LEVEL]}),
     "ple, own experts at the end": ("ple", {"levels": [_NONE_OWN, _NONE_OWN, _LEVEL]}),
+    "cross_stitch, by channel": ("cross_stitch", {"column": [6], "per_channel": True}),
     "cross_stitch": ("cross_stitch", {"column": [6, 5]}),
     "progressive": ("progressive", {"column": [6, 5], "adapter": 6}),
     "adversarial": ("adversarial", {"bottom": [6, 5], "column": [4]}),
+    "soft_sharing, l2": ("soft_sharing", {"column": [6, 5]}),
+    "soft_sharing, trace norm": ("soft_sharing", {"column": [6, 5], "coupling": {"kind": "trace_norm"}}),
 }
 
 
