@@ -22,7 +22,7 @@ from client.token_cache import TokenCache
 from client.trainer import LocalTrainer, TaskData
 from client.trainer import Progress as TrainerProgress
 from client.workload import Progress, Received, TrainedUpdate, WorkCancelled, WorkDeclined
-from common.data import Shard, SplitName, load_examples
+from common.data import Shard, SplitName, load_examples, read_once
 from common.errors import ConfigError
 from common.families import family_from_description
 from common.families.base import Family
@@ -80,7 +80,8 @@ class LocalWorkload:
         family = family_from_description(welcome.family, assets, specs)
         self._seed, self._client_id = welcome.seed, welcome.client_id
         memory = ClientMemory(self._memory_folder(welcome))
-        loaded = {task: self._load(family, specs[task]) for task in welcome.tasks}
+        with read_once():  # tasks may be labels of the same rows
+            loaded = {task: self._load(family, specs[task]) for task in welcome.tasks}
         self._trainer = LocalTrainer(family, {task: data for task, (data, _) in loaded.items()}, self._device, memory)
         log.info("training on %s", self._device)
         return {task: report for task, (_, report) in loaded.items()}

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 
 from common.data.config import SplitName
 from common.data.examples import Column, Examples
+from common.data.held_tables import read_once
 from common.data.sharding import Shard
 
 if TYPE_CHECKING:
     from common.tasks import TaskSpec
 
-__all__ = ["Column", "Examples", "Shard", "SplitName", "load_examples"]
+__all__ = ["Column", "Examples", "Shard", "SplitName", "load_examples", "read_once"]
 
 
 def load_examples(

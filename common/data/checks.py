@@ -55,10 +55,11 @@ def check_feature(values: Sequence[object], column: str, missing: Collection[str
     Raises:
         DataError: it holds text and numbers mixed, or something else.
     """
-    present = [value for value in values if value is not None]
-    if all(isinstance(value, str) for value in present):
-        return ["" if value is None or value in missing else str(value) for value in values]
-    if all(isinstance(value, int | float) for value in present):
+    types = set(map(type, values)) - {type(None)}
+    if all(issubclass(kind, str) for kind in types):
+        absent = {None, *missing}
+        return ["" if value in absent else str(value) for value in values]
+    if all(issubclass(kind, int | float) for kind in types):
         return np.array([math.nan if value is None else value for value in values], dtype=np.float64)
     bad = [at for at, value in enumerate(values) if value is not None and not isinstance(value, int | float)]
     raise _refused(values, bad, f"feature column {column!r}", "either all strings or all numbers", source)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -45,7 +46,7 @@ class Examples:
         chosen = np.asarray(indices, dtype=np.int64)
         positions: list[int] = chosen.tolist()
         columns: dict[str, Column] = {
-            name: values[chosen] if isinstance(values, np.ndarray) else [values[i] for i in positions]
+            name: values[chosen] if isinstance(values, np.ndarray) else list(map(values.__getitem__, positions))
             for name, values in self.columns.items()
         }
         weights = None if self.weights is None else self.weights[chosen]
@@ -83,15 +84,15 @@ class Examples:
 
 def _parse(values: Sequence[str]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """Numbers (NaN for an empty field) and where there is none to be read."""
-    numbers = np.full(len(values), np.nan)
-    bad = np.zeros(len(values), dtype=np.bool_)
-    for position, value in enumerate(values):
-        if not value:
-            continue
-        try:
-            numbers[position] = float(value)
-        except ValueError:
-            bad[position] = True
-        else:
-            bad[position] = not np.isfinite(numbers[position])
-    return numbers, bad
+    known = {value: _number(value) for value in set(values)}
+    numbers = np.fromiter(map(known.__getitem__, values), dtype=np.float64, count=len(values))
+    return np.where(np.isinf(numbers), np.nan, numbers), np.isinf(numbers)
+
+
+def _number(text: str) -> float:
+    """NaN for an empty field, infinity for what is no finite number."""
+    try:
+        number = float(text) if text else math.nan
+    except ValueError:
+        return math.inf
+    return math.inf if text and not math.isfinite(number) else number

@@ -26,6 +26,8 @@ SUFFIXES: Final[dict[str, FileType]] = {
 }
 #: The csv module's own limit is 128 KiB a field; documents may be longer.
 FIELD_LIMIT: Final = 2**31 - 1
+#: Rows of a delimited file that are turned into columns at once: as many as stay in the cache of the processor.
+CHUNK: Final = 128
 
 
 def type_of(path: Path) -> FileType | None:
@@ -94,22 +96,37 @@ def _read_delimited(
     if twice := sorted({name for name in header if header.count(name) > 1} & set(wanted)):
         raise DataError(f"{source}: the header names {twice} more than once")
     require_columns(wanted, header, source)
-    rows = list(records)
-    if ragged := [number for number, row in enumerate(rows, 1) if len(row) != len(header)]:
-        found = len(rows[ragged[0] - 1])
+    at = {name: header.index(name) for name in wanted}
+    fields = {name: _Known(strip=file_format.strip) for name in wanted}
+    columns: dict[str, list[str]] = {name: [] for name in wanted}
+    ragged: dict[int, int] = {}
+    count = 0
+    while chunk := list(itertools.islice(records, CHUNK)):
+        if any(len(row) != len(header) for row in chunk):
+            ragged |= {count + i: len(row) for i, row in enumerate(chunk, 1) if len(row) != len(header)}
+        elif not ragged:
+            by_column = list(zip(*chunk, strict=True))
+            for name, values in columns.items():
+                values.extend(map(fields[name].__getitem__, by_column[at[name]]))
+        count += len(chunk)
+    if ragged:
         raise DataError(
-            f"{source}: {rows_text(ragged)}: {found} fields in the first of them, where {len(header)} columns "
-            f"({', '.join(header)}) are expected; check `format.delimiter` and `format.quoting`"
+            f"{source}: {rows_text(ragged)}: {next(iter(ragged.values()))} fields in the first of them, where "
+            f"{len(header)} columns ({', '.join(header)}) are expected; check `format.delimiter` and `format.quoting`"
         )
-    positions = {name: header.index(name) for name in wanted}
-    return Table({name: _column(rows, at, strip=file_format.strip) for name, at in positions.items()}, source)
+    return Table(columns, source)
 
 
-def _column(rows: list[list[str]], at: int, *, strip: bool) -> list[str]:
-    """One field of every row; equal texts become one object, which saves most of a table of categories."""
-    values = [row[at] for row in rows]
-    known = {value: value.strip() if strip else value for value in set(values)}
-    return [known[value] for value in values]
+class _Known(dict[str, str]):
+    """A field as it is written to the field as it is kept; equal fields become one object, as categories are few."""
+
+    def __init__(self, *, strip: bool) -> None:
+        super().__init__()
+        self._strip = strip
+
+    def __missing__(self, field: str) -> str:
+        kept = self[field] = field.strip() if self._strip else field
+        return kept
 
 
 def _records(lines: Iterable[str], kind: FileType, file_format: FileFormat, source: str) -> Iterator[list[str]]:

@@ -15,7 +15,8 @@ from common.data.config import (
     SplitName,
     SyntheticSource,
 )
-from common.data.files import read_file, type_of
+from common.data.files import type_of
+from common.data.held_tables import read_table
 from common.data.tables import Table
 from common.errors import DataError
 from common.tasks import TaskSpec
@@ -115,7 +116,7 @@ def read_split(origin: DataSource, task: TaskSpec, split: SplitName, wanted: Seq
             if isinstance(name, float):
                 name = origin.test if divided_split(origin) == "test" else origin.train
             if isinstance(origin, FilesSource):
-                return read_file(Path(name), origin.format, wanted)
+                return read_table(Path(name), origin.format, wanted)
             from common.data.hub import read_hub
 
             return read_hub(origin, name, wanted, task.label_names)

@@ -62,8 +62,8 @@ def _numbers(examples: Examples, name: str, missing: str) -> NDArray[np.float64]
     """A numeric column, NaN where missing; `DataError` with row numbers where there is no number."""
     values = examples.columns[name]
     if not isinstance(values, np.ndarray):
-        cleaned = ["" if value.strip() == missing else value.strip() for value in values]
-        examples = replace(examples, columns={name: cleaned})
+        kept = {value: "" if value.strip() == missing else value.strip() for value in set(values)}
+        examples = replace(examples, columns={name: list(map(kept.__getitem__, values))})
     return examples.numbers(name, allow_missing=True)
 
 
@@ -95,4 +95,5 @@ def _codes(found: Sequence[str], declared: Sequence[str], missing: str, start: i
     """Position of each value's one-hot entry, counted from `start`; the missing indicator is the column's last."""
     absent = start + len(declared)
     position = {"": absent, missing: absent} | {value: start + i for i, value in enumerate(declared)}
-    return np.fromiter((position.get(value.strip(), -1) for value in found), dtype=np.int32, count=len(found))
+    codes = {value: position.get(value.strip(), -1) for value in set(found)}  # once a value, of which there are few
+    return np.fromiter(map(codes.__getitem__, found), dtype=np.int32, count=len(found))

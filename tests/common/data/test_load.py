@@ -263,3 +263,14 @@ def test_weights_move_with_their_rows_and_are_no_input(tmp_path: Path) -> None:
         _load(spec, data=tmp_path, columns=["n"])
     with pytest.raises(ConfigError, match="weight 'label' can't be"):
         _task(weight="label")
+
+
+@pytest.mark.parametrize("sharding", [{}, {"scheme": "column", "column": "group"}])
+def test_two_labels_of_the_same_rows_give_each_client_the_same_rows(folder: Path, sharding: dict[str, Any]) -> None:
+    first = _task({"validation": 0.2, "sharding": sharding, "limits": {"train": 40}})
+    spec = {"kind": "regression", "text": "s", "label": "n", "data": first.data.model_dump(exclude_defaults=True)}
+    second = load_registry({"other": spec}, "test")["other"]
+    for index in range(3):
+        parts = [_load(task, data=folder, shard=Shard(index, 3), seed=7) for task in (first, second)]
+        assert parts[0].rows.tolist() == parts[1].rows.tolist()
+        assert parts[0].rows.tolist() == sorted(parts[0].rows), "in the order of the file"

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from common.data import Shard, load_examples
-from common.tasks import TaskSpec, load_registry
+from common.tasks import TaskSpec, load_registry, shipped_tasks
 
 ROOT = Path(__file__).parents[3]
 DATA = Path(os.environ.get("FEDMTL_DATA", ROOT / "../shared/data")).resolve()
@@ -67,7 +67,13 @@ GLUE: list[tuple[str, dict[str, str], dict[str, list[int]]]] = [
 
 
 def _task(name: str, data: dict[str, Any] | None = None) -> TaskSpec:
-    return load_registry({name: {"use": name} | ({"data": data} if data else {})}, "test")[name]
+    return load_registry(
+        {
+            name: {"use": f"census/{name}" if f"census/{name}" in shipped_tasks() else name}
+            | ({"data": data} if data else {})
+        },
+        "test",
+    )[name]
 
 
 @pytest.mark.parametrize(("name", "files", "counts"), GLUE, ids=[name for name, _, _ in GLUE])

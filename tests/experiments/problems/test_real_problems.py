@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.data import load_examples
+from common.data import Shard, load_examples
+from common.data.config import Sharding
 from common.data.files import find_file
 from experiments.problems import load_problem
 
@@ -66,3 +67,21 @@ def test_halves_of_the_kdd_test_file_are_disjoint_and_the_same_for_both_tasks(fi
         assert np.array_equal(rows["income", split], rows["marital", split])
     assert len(rows["income", "train"]) == LINES, "all of the training file"
     assert sorted([*rows["income", "validation"], *rows["income", "test"]]) == list(range(1, LINES + 1))
+
+
+def test_clients_hold_whole_groups_by_education_and_the_same_rows_for_both_tasks(first_lines: Path) -> None:
+    problem = load_problem("census-kdd", first_lines)
+    sharding = Sharding(scheme="column", column="education")
+    seen: list[set[str]] = []
+    for index in range(10):
+        rows = []
+        for spec in problem.tasks.values():
+            by_education = spec.model_copy(update={"data": spec.data.model_copy(update={"sharding": sharding})})
+            columns = [*problem.inputs["numeric"], "education"]
+            part = load_examples(
+                by_education, "train", data=first_lines, shard=Shard(index, 10), seed=1, columns=columns
+            )
+            rows.append(part.rows.tolist())
+        assert rows[0] == rows[1]
+        seen.append(set(part.columns["education"]))
+    assert sum(map(len, seen)) == len(set().union(*seen)) == 17
