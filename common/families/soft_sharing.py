@@ -104,5 +104,19 @@ def apartness(copies: Sequence[Tensor], kind: TieKind) -> Tensor:
     if kind == "l2":
         distances = [(one - other).square().sum() for one, other in combinations(copies, 2)]
         return torch.stack(distances).sum()
-    singular_values: Tensor = torch.linalg.svdvals(torch.stack([copy.flatten() for copy in copies], dim=1))
-    return singular_values.sum()
+    return _sum_of_singular_values(torch.stack([copy.flatten() for copy in copies]))
+
+
+def _sum_of_singular_values(rows: Tensor) -> Tensor:
+    """The trace norm of a matrix (T, D), whose gradient is ``U V'`` for its singular vectors.
+
+    Written ``<U V', W>``, with ``U V' = (W W')^(-1/2) W`` from the eigenvalues of a T x T matrix: for a few tasks and
+    many weights a third of the time of a decomposition of W. Directions of no length have gradient 0.
+    """
+    with torch.no_grad():
+        precise = rows.double()
+        squares, vectors = torch.linalg.eigh(precise @ precise.T)
+        roots = torch.where(squares > 1e-12 * squares[-1], squares.clamp_min(1e-300).rsqrt(), 0.0)
+        directions = ((vectors * roots) @ vectors.T).to(rows.dtype) @ rows
+    total: Tensor = (directions * rows).sum()
+    return total

@@ -69,6 +69,24 @@ def test_a_late_delta_of_a_slot_that_is_frozen_by_now_weighs_nothing(tmp_path: P
     assert not {"table@mood+topic", "head.topic@topic", "scalar@mood+topic"} & still
 
 
+def test_tied_slots_move_once_all_have_their_next_value(tmp_path: Path) -> None:
+    plain, _ = reduced(tmp_path / "1", "pqrs")
+    model, seen = state(), dict[str, Tensor]()
+
+    def couple(plan: SharingPlan, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        assert plan == PLAN
+        seen.update(values)
+        return {"body@mood+topic": values["body@mood+topic"] * 0.5}
+
+    updates = [spooled(tmp_path / "2", c, 1, deltas_of(c), EXAMPLES[c]) for c in "pqrs"]
+    following = PLAN.freeze(["body@mood+topic"])
+    reduce_round(model, updates, EXAMPLES, "uniform", DEFAULT, next_plan=following, couple=couple)
+    assert all(torch.equal(seen[slot_id], value) for slot_id, value in plain.values.items())
+    for slot_id, value in plain.values.items():
+        halved = slot_id == "body@mood+topic"
+        assert torch.equal(model.values[slot_id], value * 0.5 if halved else value)
+
+
 def formula(before: Tensor, slot_id: str, clients: str, omega: Mapping[str, float], plan: SharingPlan) -> Tensor:
     """theta + sum_t omega_t sum_{k in t} (n_k / N_t) delta_k in float64, as it is written."""
     slot = plan.by_id[slot_id]
