@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from experiments.report.markup import Figure, Section, Table, Value, plot_text
-from experiments.report.plots import axis, finite, layout, look
+from experiments.report.plots import axis, finite, layout, look, steps
 from experiments.report.results import DynamicsResult, DynamicsRun, Point
 
 INTRODUCTION = (
@@ -57,12 +57,17 @@ def _course(name: str, label: str, task: str, runs: Sequence[DynamicsRun]) -> Fi
         entropy = _entropy(course[-1], task) if course else None
         row: tuple[Value, ...] = (weights_text(run), values[0] if values else None, values[-1] if values else None)
         rows.append((*row, entropy))
+    last = max((point.at for course in points for point in course), default=1)
     said = "area under the ROC curve (higher is better)" if metric == "auc" else "loss (lower is better)"
     return Figure(
         name,
         f"Task {task}: {said} on validation rows over the {unit}s, a line per weighting: {label}.",
         tuple(traces),
-        layout(axis(unit), axis(f"{task}: {'AUC' if metric == 'auc' else 'loss'}"), 360),
+        layout(
+            steps(unit, max((p.at for c in points for p in c), default=1)),
+            axis(f"{task}: {'AUC' if metric == 'auc' else 'loss'}"),
+            360,
+        ),
         Table(
             f"Task {task} on validation rows: {label}",
             ("weights", f"first {unit}", f"last {unit}", "gate entropy at the end"),

@@ -11,7 +11,7 @@ from typing import Any
 
 from experiments.report.groups import Group
 from experiments.report.markup import Figure, Section, Table, Value, number, plot_text
-from experiments.report.plots import SCALE, axis, finite, layout, look
+from experiments.report.plots import SCALE, axis, finite, layout, look, steps
 from experiments.report.results import GateState, Point
 from server.gate_records import jensen_shannon
 
@@ -92,7 +92,7 @@ def _load_figure(name: str, label: str, point: Point) -> Figure:
         "colorbar": {"title": {"text": "mean weight"}},
         "xgap": 2,
         "ygap": 2,
-        "hovertemplate": "%{y}<br>%{x}: %{z:.3f}<extra></extra>",
+        "hovertemplate": "%{y}<br>expert %{x}: %{z:.3f}<extra></extra>",
     }
     vertical = axis("", type="category", autorange="reversed")
     table_rows: tuple[tuple[Value, ...], ...] = tuple(
@@ -103,15 +103,16 @@ def _load_figure(name: str, label: str, point: Point) -> Figure:
         f"Mean weight that each gate gives its experts at the end of training: {label}. An empty field is an expert "
         "that the gate does not weigh.",
         (trace,),
-        layout(axis("expert", type="category"), vertical, height=140 + 34 * len(rows)),
+        layout(axis("expert", type="category"), vertical, height=170 + max(70, 34 * len(rows))),
         Table(f"Mean weights and entropy in nats: {label}", ("gate", *experts, "entropy"), table_rows),
     )
 
 
 def _experts(state: GateState) -> list[str]:
     """What the experts are called: by number where they have no name, or not one each."""
-    named = len(state.experts) == len(state.load) == len(set(state.experts))
-    return state.experts if named else [str(number) for number in range(len(state.load))]
+    if not len(state.experts) == len(state.load) == len(set(state.experts)):
+        return [str(number) for number in range(len(state.load))]
+    return [name.removeprefix("expert.") for name in state.experts]
 
 
 def _course_figure(name: str, label: str, histories: Sequence[Sequence[Point]], quantity: str) -> Figure:
@@ -140,6 +141,7 @@ def _course_figure(name: str, label: str, histories: Sequence[Sequence[Point]], 
         )
         first, last = next(iter(means)), next(reversed(means))
         rows.append((series, means[first], means[last], min(means.values()), max(means.values()), len(course[last])))
+    vertical = axis("entropy in nats") if quantity == "entropy" else axis("Jensen-Shannon distance", rangemode="tozero")
     what = "Entropy of each gate per row, in nats" if quantity == "entropy" else "Distance between the tasks' gates"
     most = max((len(s.load) for h in histories for g in h[-1].gates.values() for s in g.values()), default=1)
     limit = f" The most that {most} experts allow is {number(math.log(most), 2)}." if quantity == "entropy" else ""
@@ -147,7 +149,7 @@ def _course_figure(name: str, label: str, histories: Sequence[Sequence[Point]], 
         name,
         f"{what}, over the {unit}s, mean over {len(histories)} run{'s' * (len(histories) > 1)}: {label}.{limit}",
         tuple(traces),
-        layout(axis(unit), axis("entropy in nats" if quantity == "entropy" else "Jensen-Shannon distance"), 340),
+        layout(steps(unit, max((max(course) for course in courses.values()), default=1)), vertical, 340),
         Table(
             f"{what}: {label}", ("series", f"first {unit}", f"last {unit}", "lowest", "highest", "runs"), tuple(rows)
         ),

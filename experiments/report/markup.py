@@ -7,10 +7,11 @@ Text inside a plot is another matter: plotly reads some tags in it, so whatever 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import Any
+from typing import Any, Final
 
 Value = str | int | float | None
 
@@ -70,6 +71,10 @@ class Section:
     sources: tuple[str, ...]
 
 
+#: Text that begins as a number does stands where numbers stand.
+NUMERIC: Final = re.compile(r"[+-]?\d")
+
+
 def plot_text(text: str) -> str:
     """Text for a plot such that no tag in it is one."""
     return escape(text, quote=False)
@@ -106,7 +111,7 @@ def table_html(table: Table) -> str:
 def _row_html(row: Sequence[Value], digits: int) -> str:
     cells = [f'<th scope="row">{escape(cell_text(row[0], digits))}</th>']
     for value in row[1:]:
-        kind = "" if isinstance(value, str) else ' class="number"'
+        kind = "" if isinstance(value, str) and not NUMERIC.match(value) else ' class="number"'
         cells.append(f"<td{kind}>{escape(cell_text(value, digits))}</td>")
     return f"<tr>{''.join(cells)}</tr>"
 

@@ -34,13 +34,20 @@ td.number { text-align: right; font-variant-numeric: tabular-nums; }
 summary { cursor: pointer; color: #0a5cad; } code { font-size: .85rem; }
 .source { color: #424a53; font-size: .9rem; } .failed { color: #a40e26; }
 """
+#: The buttons of a plot. Named one by one, since plotly offers by itself to send the data to its makers' server.
+CONFIG: Final = {
+    "displaylogo": False,
+    "modeBarButtons": [["toImage", "zoom2d", "pan2d", "resetScale2d"]],
+    "plotlyServerURL": "",
+    "responsive": True,
+}
 #: Draws every plot; `data-drawn` on the document's root counts them for whoever waits.
 DRAW: Final = """
 const figures = JSON.parse(document.getElementById('figures').textContent);
 let drawn = 0;
 for (const figure of figures) {
   const place = document.getElementById(figure.name);
-  Plotly.newPlot(place, figure.traces, figure.layout, {responsive: true, displaylogo: false})
+  Plotly.newPlot(place, figure.traces, figure.layout, CONFIG)
     .then(() => { document.documentElement.dataset.drawn = String(++drawn); })
     .catch((error) => { place.textContent = 'This plot could not be drawn: ' + error; place.className = 'failed'; });
 }
@@ -83,7 +90,7 @@ def page_html(sections: Sequence[Section], folders: Sequence[str], script: str) 
         "where nothing else is said.</p>\n"
         f'<nav aria-label="Contents"><ul>{contents}</ul></nav>\n{body}\n</main>\n'
         f'<script type="application/json" id="figures">{_figures_json(sections)}</script>\n'
-        f"<script>{script}</script>\n<script>{DRAW}</script>\n</body>\n</html>\n"
+        f"<script>{script}</script>\n<script>const CONFIG = {json.dumps(CONFIG)};{DRAW}</script>\n</body>\n</html>\n"
     )
 
 

@@ -49,6 +49,11 @@ def axis(title: str, **more: Any) -> dict[str, Any]:  # noqa: ANN401  # plotly's
     return {"title": {"text": plot_text(title)}, "gridcolor": "#e6e8eb", "zeroline": False, "automargin": True, **more}
 
 
+def steps(unit: str, most: int) -> dict[str, Any]:
+    """An axis of epochs or rounds: whole numbers, about ten of them."""
+    return axis(unit, dtick=max(1, most // 10), tick0=0)
+
+
 def layout(horizontal: Mapping[str, Any], vertical: Mapping[str, Any], height: int = 420) -> dict[str, Any]:
     """A plot's frame; no title, as the caption is one."""
     return {

@@ -47,7 +47,7 @@ def _lift_figure(name: str, label: str, experts: Sequence[ExpertUse]) -> Figure:
     lifts = [{f"{top.column} = {top.value}": top.lift for top in expert.top} for expert in experts]
     trace = {
         "type": "heatmap",
-        "x": [plot_text(expert.expert) for expert in experts],
+        "x": [plot_text(_name(expert)) for expert in experts],
         "y": [plot_text(text) for text in inputs],
         "z": [[own.get(text) for own in lifts] for text in inputs],
         "zmin": 1,
@@ -56,10 +56,16 @@ def _lift_figure(name: str, label: str, experts: Sequence[ExpertUse]) -> Figure:
         "xgap": 2,
         "ygap": 2,
         "hoverongaps": False,
-        "hovertemplate": "%{y}<br>%{x}: lift %{z:.2f}<extra></extra>",
+        "hovertemplate": "%{y}<br>expert %{x}: lift %{z:.2f}<extra></extra>",
     }
     rows: tuple[tuple[Value, ...], ...] = tuple(
-        (expert.expert, f"{expert.load:.1%}", f"{top.column} = {top.value}", top.lift, f"{top.share:.1%}")
+        (
+            expert.expert.removeprefix("expert."),
+            f"{expert.load:.1%}",
+            f"{top.column} = {top.value}",
+            top.lift,
+            f"{top.share:.1%}",
+        )
         for expert in experts
         for top in expert.top
     )
@@ -72,3 +78,8 @@ def _lift_figure(name: str, label: str, experts: Sequence[ExpertUse]) -> Figure:
         layout(axis("expert", type="category"), vertical, height=160 + 22 * len(inputs)),
         Table(f"Inputs per expert: {label}", ("expert", "mean weight", "input", "lift", "share of rows"), rows, 2),
     )
+
+
+def _name(expert: ExpertUse) -> str:
+    """Without what all names begin with."""
+    return expert.expert.removeprefix("expert.")

@@ -33,4 +33,7 @@ def test_every_plot_is_drawn_without_the_network_and_without_a_word_on_the_conso
     assert f'data-drawn="{len(plots)}"' in done.stdout
     drawn = re.findall(r'class="plot js-plotly-plot" id="([a-z0-9-]+)"', done.stdout)
     assert drawn == plots
+    # Nothing else may be pressed: plotly has a button of its own that sends a plot's data away.
+    buttons = set(re.findall(r'class="modebar-btn[^>]*data-title="([^"]+)"', done.stdout))
+    assert buttons == {"Download plot as a PNG", "Zoom", "Pan", "Reset axes"}
     assert "<title>fedmtl: experiments</title>" in done.stdout

@@ -26,8 +26,8 @@ def test_each_family_is_beside_the_papers_numbers_for_it() -> None:
     own = train("shared_bottom", 0, 0.937)
     second = {**train("shared_bottom", 1, 0.939), "test": {"income": {"auc": 0.939}, "marital": {"auc": 0.992}}}
     found = rows(section(own, second))
-    mean, best, marital, at_best, *paper, seeds = found["shared_bottom"]
-    assert (mean, best, at_best, seeds) == ("0.9380 ± 0.0127", 0.939, 0.992, 2)
+    mean, best, marital, at_best, *paper, seeds, epochs = found["shared_bottom"]
+    assert (mean, best, at_best, seeds, epochs) == ("0.9380 ± 0.0127", 0.939, 0.992, 2, 3)
     assert marital == "0.9910 ± 0.0127"
     assert paper == [0.9295, 0.9361, 0.9915, 0.9921]
     assert "MMoE (paper only)" in found
@@ -39,7 +39,7 @@ def test_trees_are_beside_both_and_have_no_published_row() -> None:
         train("lightgbm", 0, 0.949), *(train("mmoe", s, 0.940 + s / 1000) for s in (0, 1)),
         *(train("omoe", s, 0.938 + s / 1000) for s in (0, 1)),
     )  # fmt: skip
-    assert rows(found)["lightgbm"] == ("0.9490", 0.949, "0.9900", 0.99, None, None, None, None, 1)
+    assert rows(found)["lightgbm"] == ("0.9490", 0.949, "0.9900", 0.99, None, None, None, None, 1, 3)
     spread = next(text for text in found.paragraphs if text.startswith("Our networks' means on income"))
     assert "0.0020 apart, from omoe to mmoe" in spread
     assert "Gradient boosting is 0.0085 above the best of them." in spread
