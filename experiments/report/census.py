@@ -24,7 +24,8 @@ INTRODUCTION = (
     "The order of the networks is not to be relied on. The best runs of the paper's networks, tensor factorisation "
     "aside, lie within 0.005 of each other, and it gives no spread; how far ours are apart is told below with their "
     "intervals: where two means differ by less than the intervals' width, their order is noise. Gradient boosted "
-    "trees, one model per task that shares nothing, stand beside both: on columns like these they are the method to beat.",
+    "trees, one model per task that shares nothing, stand beside both: on columns like these they are what "
+    "there is to beat.",
 )
 
 

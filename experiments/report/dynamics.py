@@ -64,7 +64,7 @@ def _course(name: str, label: str, task: str, runs: Sequence[DynamicsRun]) -> Fi
         f"Task {task}: {said} on validation rows over the {unit}s, a line per weighting: {label}.",
         tuple(traces),
         layout(
-            steps(unit, max((p.at for c in points for p in c), default=1)),
+            steps(unit, last),
             axis(f"{task}: {'AUC' if metric == 'auc' else 'loss'}"),
             360,
         ),

@@ -60,7 +60,7 @@ def _lift_figure(name: str, label: str, experts: Sequence[ExpertUse]) -> Figure:
     }
     rows: tuple[tuple[Value, ...], ...] = tuple(
         (
-            expert.expert.removeprefix("expert."),
+            _name(expert),
             f"{expert.load:.1%}",
             f"{top.column} = {top.value}",
             top.lift,
