@@ -60,3 +60,8 @@ class Tower(HiddenLayers):
         if added is not None:
             outputs = outputs + added
         return outputs.squeeze(-1) if self._score else outputs
+
+
+def rows_of(values: Tensor, rows: slice) -> Tensor:
+    """Some rows of (B, ...); all of them are the tensor itself, whose gradient then needs no copy."""
+    return values if rows.indices(len(values)) == (0, len(values), 1) else values[rows]

@@ -14,6 +14,7 @@ from common.families.base import TrainingPass
 from common.families.expert_config import MMoEConfig
 from common.families.experts import ExpertStack, mixed, read
 from common.families.gates import Gate, total
+from common.families.layers import rows_of
 from common.families.module_blueprint import Place
 from common.families.tabular_model import TabularDescription, TabularModel, head_place
 
@@ -39,11 +40,12 @@ class MMoEModel(TabularModel[MMoEConfig]):
         gates = {task: self._gate(task) for task in parts}
         (outputs,), products = read(batch["features"], [self.experts], list(gates.values()), self.dropout)
         routing = {
-            task: gate.route(of_gate[parts[task]])
+            task: gate.route(rows_of(of_gate, parts[task]))
             for (task, gate), of_gate in zip(gates.items(), products, strict=True)
         }
+        hidden = {task: mixed(routing[task].weights, [rows_of(outputs, rows)]) for task, rows in parts.items()}
         return TrainingPass(
-            {task: self.heads[task](mixed(routing[task].weights, [outputs[rows]])) for task, rows in parts.items()},
+            {task: self.heads[task](hidden[task]) for task in parts},
             total([of_task.penalty for of_task in routing.values()]),
             {task: {task: of_task.use()} for task, of_task in routing.items()},
         )

@@ -14,6 +14,7 @@ from common.families.base import TrainingPass
 from common.families.expert_config import OMoEConfig
 from common.families.experts import ExpertStack, mixed, read
 from common.families.gates import Gate
+from common.families.layers import rows_of
 from common.families.module_blueprint import Place
 from common.families.tabular_model import TabularDescription, TabularModel, head_place
 
@@ -42,7 +43,7 @@ class OMoEModel(TabularModel[OMoEConfig]):
         routing = self.gate.route(products)
         hidden = mixed(routing.weights, outputs)
         return TrainingPass(
-            {task: self.heads[task](hidden[rows]) for task, rows in parts.items()},
+            {task: self.heads[task](rows_of(hidden, rows)) for task, rows in parts.items()},
             routing.penalty,
             {task: {"gate": routing.use(rows)} for task, rows in parts.items()},
         )

@@ -11,7 +11,7 @@ from typing import Final
 from torch import Tensor
 
 from common.families.base import TrainingPass
-from common.families.layers import HiddenLayers
+from common.families.layers import HiddenLayers, rows_of
 from common.families.module_blueprint import Place
 from common.families.tabular_config import SharedBottomConfig
 from common.families.tabular_model import TabularDescription, TabularModel, head_place
@@ -33,7 +33,7 @@ class SharedBottomModel(TabularModel[SharedBottomConfig]):
     def training_pass(self, parts: Mapping[str, slice], batch: Mapping[str, Tensor]) -> TrainingPass:
         """The bottom once for the batch, then each task's tower over its rows."""
         hidden = self.encoder(batch["features"])
-        return TrainingPass({task: self.heads[task](hidden[rows]) for task, rows in parts.items()})
+        return TrainingPass({task: self.heads[task](rows_of(hidden, rows)) for task, rows in parts.items()})
 
     @classmethod
     def place(cls, name: str, description: TabularDescription) -> Place:
