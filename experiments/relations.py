@@ -21,6 +21,8 @@ Verdict = Literal["yes", "no", "unclear"]
 MARGIN: Final = 0.1
 CONFIDENCE: Final = 0.95
 RESAMPLES: Final = 4_000
+#: Of fewer seeds a bootstrap has next to no different resamples, and its interval means nothing.
+BOOTSTRAP_SEEDS: Final = 4
 
 
 @dataclass(frozen=True)
@@ -186,6 +188,8 @@ def _spread(losses: Losses) -> list[Relation]:
     if "shared_bottom" not in losses.of or not others:
         return []
     seeds = losses.of["shared_bottom"].shape[1]
+    if seeds < BOOTSTRAP_SEEDS:
+        return []
     drawn = derive_numpy(0, "relations", "spread").integers(seeds, size=(RESAMPLES, seeds))
 
     def ratio(chosen: NDArray[np.int64]) -> NDArray[np.float64]:
