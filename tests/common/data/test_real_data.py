@@ -67,13 +67,8 @@ GLUE: list[tuple[str, dict[str, str], dict[str, list[int]]]] = [
 
 
 def _task(name: str, data: dict[str, Any] | None = None) -> TaskSpec:
-    return load_registry(
-        {
-            name: {"use": f"census/{name}" if f"census/{name}" in shipped_tasks() else name}
-            | ({"data": data} if data else {})
-        },
-        "test",
-    )[name]
+    use = f"census/{name}" if f"census/{name}" in shipped_tasks() else name
+    return load_registry({name: {"use": use} | ({"data": data} if data else {})}, "test")[name]
 
 
 @pytest.mark.parametrize(("name", "files", "counts"), GLUE, ids=[name for name, _, _ in GLUE])

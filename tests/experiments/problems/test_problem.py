@@ -87,6 +87,16 @@ def test_what_does_not_fit_the_file_is_named(tmp_path: Path, more: str, expected
         _problem(tmp_path, more)
 
 
+def test_the_weight_of_a_problem_is_that_of_all_its_tasks_and_no_input(tmp_path: Path) -> None:
+    problem = _problem(tmp_path, "distinct: 4\nweight: amount\n")
+    assert "amount" not in problem.inputs["numeric"]
+    for spec in problem.tasks.values():
+        examples = load_examples(spec, "validation", data=tmp_path, shard=None, seed=1, columns=["age"])
+        assert examples.weights is not None
+        amounts = [float(LINES[row].split(",")[2]) for row in examples.rows.tolist()]
+        assert examples.weights.tolist() == amounts
+
+
 def test_an_identifier_is_no_category(tmp_path: Path) -> None:
     lines = ["name,left", *(f"name{i},{i % 2}" for i in range(1001))]
     (tmp_path / "customers.csv").write_text("\n".join(lines))
