@@ -9,8 +9,9 @@ with a row ``a^l_k`` of scalars, or of vectors with `per_channel`, in which row 
 spread evenly. With the identity for every a^l the outputs are those of `single_task`.
 
 A task reads every column, so its clients hold, train and send all of them: T times the traffic of `single_task`. The
-mixtures need a rate 100 to 1000 times that of the weights (section 5 of the paper): ``training.groups: [{match:
-"stitches.*", learning_rate: 100}]``. They do not decay.
+mixtures need a rate 100 to 1000 times that of the weights under SGD, as in the paper: ``training.groups: [{match:
+"stitches.*", learning_rate: 100}]``. AdamW's steps are as long as the rate whatever the gradient, so there a hundred
+times would throw them about; a few times is plenty. They do not decay.
 
 Parameters are named ``columns.<task>.layers.<n>.*``, ``stitches.<n>.<task>`` (row of the task after layer n) and
 ``heads.<task>.*``.

@@ -11,8 +11,9 @@ from common.families.tabular_config import FlexibleWidths, TabularConfig
 
 class CrossStitchConfig(TabularConfig):
     """A network per task; after every hidden layer each reads a learnt mixture of all (Misra et al. 2016, arXiv
-    1604.03539). A client trains all columns, whatever its tasks. Mixtures learn slowly at the rate of the weights:
-    ``training.groups: [{match: "stitches.*", learning_rate: 100}]`` gives them the 100 to 1000 times of the paper."""
+    1604.03539). A client trains all columns, whatever its tasks. With `optimizer: sgd` mixtures learn slowly at the
+    rate of the weights: ``training.groups: [{match: "stitches.*", learning_rate: 100}]`` gives them the 100 to 1000
+    times of the paper. The steps of `adamw` do not depend on the gradient's size: there a few times is plenty."""
 
     family: Literal["cross_stitch"]
 
