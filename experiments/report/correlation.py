@@ -23,6 +23,9 @@ INTRODUCTION = (
     "equal: the families share seeds, so the relations below, which compare pair by pair, tell more.",
 )
 
+#: How far the marks of two families are apart at the same correlation, so that their bars do not hide each other.
+ASIDE = 0.008
+
 
 @dataclass(frozen=True)
 class Spot:
@@ -100,7 +103,7 @@ def _loss_figure(name: str, found: Sequence[Spot], quantity: str, loss: Callable
     return Figure(
         name,
         f"Mean {quantity} over seeds against the correlation of the two tasks, with 95 % intervals. The learning rate "
-        "of each family was chosen without the test rows.",
+        "of each family was chosen without the test rows. Marks stand a little aside so that all bars are seen.",
         _traces(intervals),
         layout(axis("correlation of the tasks (cosine of their weights)"), axis(f"{quantity} (lower is better)")),
         Table(f"Mean {quantity} per family and correlation", header, tuple(rows)),
@@ -130,18 +133,22 @@ def _distance_figure(name: str, found: Sequence[Spot]) -> Figure:
 
 def _traces(intervals: dict[Spot, Interval]) -> tuple[dict[str, Any], ...]:
     traces = []
-    for family in dict.fromkeys(spot.family for spot in intervals):
+    families = list(dict.fromkeys(spot.family for spot in intervals))
+    for position, family in enumerate(families):
+        aside = (position - (len(families) - 1) / 2) * ASIDE
         own = {spot: interval for spot, interval in intervals.items() if spot.family == family}
         traces.append(
             {
                 "type": "scatter",
                 "name": plot_text(family),
-                "x": [spot.correlation for spot in own],
+                "x": [spot.correlation + aside for spot in own],
                 "y": [interval.mean for interval in own.values()],
                 "error_y": error_bars(list(own.values())),
-                "customdata": [[s.label_correlation, i.count, number(i.low), number(i.high)] for s, i in own.items()],
-                "hovertemplate": "%{y:.4f} (%{customdata[2]} to %{customdata[3]})<br>correlation %{x}<br>"
-                "label correlation %{customdata[0]:.3f}<br>%{customdata[1]} seeds",
+                "customdata": [
+                    [s.correlation, s.label_correlation, number(i.low), number(i.high), i.count] for s, i in own.items()
+                ],
+                "hovertemplate": "%{y:.4f} (%{customdata[2]} to %{customdata[3]})<br>correlation %{customdata[0]}<br>"
+                "label correlation %{customdata[1]:.3f}<br>%{customdata[4]} seeds",
                 **family_look(family),
             }
         )
