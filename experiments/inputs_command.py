@@ -60,10 +60,11 @@ def _entry(name: str, value: object) -> list[str]:
         return [f"  {_flow(name)}: {_flow(value)}"]
     words = [f"{_flow(item)}," for item in value]
     words[-1] = words[-1].removesuffix(",") + "]"
-    lines = [f"  {_flow(name)}: [{words[0]}"]
+    start = f"  {_flow(name)}: ["
+    lines = [start + words[0]]
     for word in words[1:]:
         if len(lines[-1]) + 1 + len(word) > WIDTH:
-            lines.append(f"    {word}")
+            lines.append(" " * len(start) + word)
         else:
             lines[-1] += f" {word}"
     return lines
