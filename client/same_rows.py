@@ -48,6 +48,19 @@ def with_same_rows(data: Mapping[str, TaskData]) -> dict[str, TaskData]:
     return shared
 
 
+def kept_once(one: EncodedSplit, other: EncodedSplit) -> bool:
+    """Whether the inputs of two splits are in the same memory, as `with_same_rows` leaves them."""
+    match one, other:
+        case EncodedRows(), EncodedRows():
+            return one.numeric is other.numeric and one.codes is other.codes
+        case EncodedText(), EncodedText():
+            return one.ids is other.ids and one.offsets is other.offsets and one.type_ids is other.type_ids
+        case EncodedPairs(), EncodedPairs():
+            return kept_once(one.texts, other.texts)
+        case _:
+            return one is other
+
+
 def _first_difference(one: EncodedSplit, other: EncodedSplit) -> int | None:
     """The first row whose inputs differ, of equally many; None where all are the same."""
     match one, other:

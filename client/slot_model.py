@@ -120,6 +120,14 @@ class SlotModel:
         outputs: Tensor = self._compiled.get(id(module), module)(task, batch)
         return outputs
 
+    def forward_parts(self, parts: Mapping[str, slice], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Outputs of rows of several tasks, as `MultiTaskModel.forward_parts`; each two of them `one_pass_gives`."""
+        return self._module_of[next(iter(parts))].forward_parts(parts, batch)
+
+    def one_pass_gives(self, one: str, other: str) -> bool:
+        """Whether `forward_parts` can compute both tasks; where a compiled pass does better it should not."""
+        return self._module_of[one] is self._module_of[other] and id(self._module_of[one]) not in self._compiled
+
     def training_pass(self, parts: Mapping[str, slice], batch: Mapping[str, Tensor]) -> TrainingPass:
         """What `MultiTaskModel.training_pass` computes of the rows of tasks of one `together`.
 

@@ -23,7 +23,7 @@ from client.correction import Correction
 from client.descent import descend
 from client.device import deterministic, dropout_stream, threads
 from client.epochs import AfterEpoch, at_epochs
-from client.evaluate import evaluate_task
+from client.evaluate import evaluate_tasks
 from client.failures import TrainingCancelled, TrainingDiverged
 from client.gate_sums import unused
 from client.memory import ClientMemory, Memory, resident, residents
@@ -143,11 +143,13 @@ class LocalTrainer:
 
         Raises:
             PlanError: slice or values don't fit the family.
+            DataError: `training.same_rows` is set, and the tasks' training rows are not the same.
             TrainingDiverged: the model's outputs are not finite.
             TrainingCancelled: `cancelled` was set.
         """
         with _TURN, threads(settings.threads), deterministic(settings.deterministic):
             model = self._bind(slice_)
+            self._share_rows(model, settings)
             memory = self._memory.latest() if before_round is None else self._memory.before(before_round, counted)
             received = _with_residents(model, values, memory)
             return self._evaluated(model, received, self._prepared(model, received, settings), cancelled)
@@ -198,8 +200,7 @@ class LocalTrainer:
             trainable = model.trainers()
             if not trainable:
                 raise PlanError(f"no parameter of the slice may be trained by the client's tasks {sorted(self._data)}")
-            if shares_rows(settings, trainable):
-                self._share_rows(trainable)
+            self._share_rows(model, settings)
             lengths = {task: self._data[task].train.lengths for task in trainable}
             weakness = self._weakness(model, trainable, received, settings, cancelled)
             if after_epoch is not None:
@@ -233,11 +234,11 @@ class LocalTrainer:
             now = Memory({**memory.tensors, **residents(own)}, numbers)
             return LocalResult(deltas, reports, self._memory.keep(position.round, now, counted))
 
-    def _share_rows(self, tasks: Sequence[str]) -> None:
-        """Make sure, once, that these tasks have the same rows, and keep them once."""
-        if tuple(tasks) not in self._sharing:
-            self._data |= with_same_rows({task: self._data[task] for task in tasks})
-            self._sharing.add(tuple(tasks))
+    def _share_rows(self, model: SlotModel, settings: TrainSettings) -> None:
+        """With `same_rows`, make sure, once, that the model's tasks have the same rows, and keep them once."""
+        if shares_rows(settings, model.tasks) and model.tasks not in self._sharing:
+            self._data |= with_same_rows({task: self._data[task] for task in model.tasks})
+            self._sharing.add(model.tasks)
 
     def _load_for_training(
         self,
@@ -276,11 +277,9 @@ class LocalTrainer:
             if self._last_results is not None and self._last_results[0] == key:
                 return self._last_results[1]
         model.load(values, training=False)
-        results = {
-            task: evaluate_task(model, self._family.tasks[task], held_out, settings, cancelled)
-            for task in model.tasks
-            if (held_out := self._data[task].validation) is not None
-        }
+        held_out = {task: split for task in model.tasks if (split := self._data[task].validation) is not None}
+        specs = [self._family.tasks[task] for task in held_out]
+        results = evaluate_tasks(model, specs, held_out, settings, cancelled)
         if key is not None:
             self._last_results = (key, results)
         return results

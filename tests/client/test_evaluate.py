@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional
 
 from client.device import choose_device
-from client.evaluate import evaluate_task
+from client.evaluate import evaluate_task, evaluate_tasks
 from client.failures import TrainingDiverged
 from client.slot_model import SlotModel
 from common.training import TrainSettings
@@ -44,6 +46,28 @@ def test_rows_weigh_in_the_loss_and_not_in_the_metrics() -> None:
     assert weighted.loss == pytest.approx(evaluate_task(model, TASKS["mood"], repeated, TrainSettings()).loss)
     assert weighted.metrics == evaluate_task(model, TASKS["mood"], split, TrainSettings()).metrics
     assert weighted.examples == 20
+
+
+def test_inputs_that_are_kept_once_are_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    family = TinyFamily()
+    slice_ = shared_slice(family, *TASKS)
+    model = SlotModel(family, slice_, list(TASKS), choose_device("cpu"))
+    model.load(values_of(family, slice_), training=False)
+    splits = {task: tiny_split(task, 23) for task in TASKS}
+    apart = evaluate_tasks(model, list(TASKS.values()), splits, TrainSettings(eval_batch_size=5))
+    whole, passes = model.forward_parts, []
+
+    def counted(parts: Mapping[str, slice], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        passes.append(parts)
+        return whole(parts, batch)
+
+    monkeypatch.setattr(model, "forward_parts", counted)
+    monkeypatch.setattr("client.evaluate.kept_once", lambda one, other: one.rows == other.rows)
+    together = evaluate_tasks(model, list(TASKS.values()), splits, TrainSettings(eval_batch_size=5))
+    assert len(passes) == 5
+    assert list(together) == list(TASKS)
+    for task in TASKS:
+        assert together[task].loss == pytest.approx(apart[task].loss, rel=1e-5)
 
 
 def test_outputs_that_are_not_finite_are_an_error() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from client.batches import Batch
 from client.loss import task_loss
 from client.objective import Objective
-from client.same_rows import with_same_rows
+from client.same_rows import kept_once, with_same_rows
 from client.slot_model import SlotModel
 from client.trainer import LocalTrainer, TaskData
 from common.data.examples import Column
@@ -48,7 +48,8 @@ def test_the_inputs_are_kept_once_and_the_labels_of_each_task() -> None:
         assert one.numeric is other.numeric
         assert one.codes is other.codes
     assert own.train.labels.tolist() == [1] * 6
-    assert with_same_rows(shared) == shared
+    assert kept_once(kept.train, own.train)
+    assert not kept_once(data["mood"].train, data["score"].train)
 
 
 @pytest.mark.parametrize("field", ["numeric", "codes"])
@@ -73,6 +74,7 @@ def test_texts_are_compared_row_by_row(pairs: str) -> None:
     kept, same = encoded("qqp", "a good film", "dull", "really"), encoded("stsb", "a good film", "dull", "really")
     shared = with_same_rows({"qqp": kept, "stsb": same})["stsb"].train
     assert text_of(shared).ids is text_of(kept.train).ids
+    assert kept_once(shared, kept.train)
     assert text_of(same.train).ids is not text_of(kept.train).ids
     for other in (("a good film", "dull", "dull"), ("a good film", "dull", "really really")):
         with pytest.raises(DataError, match="row 2"):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from client.device import choose_device
-from client.evaluate import evaluate_task
+from client.evaluate import evaluate_tasks
 from client.trainer import LocalResult, LocalTrainer, TaskData
 from common.families.base import Family
 from common.plan import SharingPlan
@@ -125,10 +125,10 @@ def test_the_received_model_is_evaluated_once_where_sampling_follows_performance
     evaluated: list[str] = []
 
     def counted(*args: Any) -> Any:  # noqa: ANN401
-        evaluated.append(args[1].name)
-        return evaluate_task(*args)
+        evaluated.extend(task.name for task in args[1])
+        return evaluate_tasks(*args)
 
-    monkeypatch.setattr("client.trainer.evaluate_task", counted)
+    monkeypatch.setattr("client.trainer.evaluate_tasks", counted)
     trainer = LocalTrainer(family, data, CPU)
     if evaluated_before:
         trainer.evaluate(slice_, values_of(family, slice_), settings)

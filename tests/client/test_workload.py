@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from client.evaluate import evaluate_task
+from client.evaluate import evaluate_tasks
 from client.failures import TrainingCancelled, TrainingDiverged
 from client.local_workload import LocalWorkload, contribution_of
 from client.tally import GateReport, TaskReport
@@ -163,13 +163,19 @@ def test_evaluation_alone_follows_the_settings_that_came_with_it(monkeypatch: py
     """A client that is only asked to evaluate, as outside the cohort, has no settings from an earlier round."""
     given, seen = Given(), []
     workload = given.prepared()
-    real = evaluate_task
+    real = evaluate_tasks
 
-    def spy(model: Any, task: Any, split: Any, settings: TrainSettings, cancelled: Any) -> Evaluation:  # noqa: ANN401
+    def spy(
+        model: Any,  # noqa: ANN401
+        tasks: Any,  # noqa: ANN401
+        splits: Any,  # noqa: ANN401
+        settings: TrainSettings,
+        cancelled: Any,  # noqa: ANN401
+    ) -> dict[str, Evaluation]:
         seen.append(settings)
-        return real(model, task, split, settings, cancelled)
+        return real(model, tasks, splits, settings, cancelled)
 
-    monkeypatch.setattr("client.trainer.evaluate_task", spy)
+    monkeypatch.setattr("client.trainer.evaluate_tasks", spy)
     asked = {**given.training, "eval_batch_size": 7, "precision": "bf16", "threads": 2}
     for settings in (asked, None):
         work = given.work.model_copy(update={"training": None, "evaluation_settings": settings})
