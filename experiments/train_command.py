@@ -1,0 +1,65 @@
+"""``python -m experiments train``: models on a data set, centrally or federated, to metrics on its test rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from experiments.models import model_name
+from experiments.organisations import Partition
+from experiments.training import CENTRAL_BATCH, FEDERATED_BATCH, ExpertWeights, Schedule, TrainPlan, train
+
+
+def command(
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model", "--models", help="Such as mmoe or SharedBottomModel; several with commas between them. [mmoe]"
+        ),
+    ] = None,
+    dataset: Annotated[str, typer.Option(help="A shipped problem, or a problem's YAML file.")] = "census-kdd",
+    data: Annotated[Path | None, typer.Option(help="Folder of the data set's files.")] = None,
+    federated: Annotated[int | None, typer.Option(min=1, help="Train in a federation of so many clients.")] = None,
+    partition: Annotated[Partition, typer.Option(help="How rows are divided among clients.")] = "iid",
+    expert_weights: Annotated[
+        ExpertWeights | None, typer.Option(help="What experts' updates weigh by: what gates sent them, or examples.")
+    ] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training rows.")] = 6,
+    local_epochs: Annotated[float, typer.Option(min=0.01, help="Passes of a client in one round.")] = 1.0,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help=f"Rows of a step. [{CENTRAL_BATCH}; federated {FEDERATED_BATCH}]")
+    ] = None,
+    learning_rate: Annotated[float, typer.Option(min=1e-9, max=10, help="Of AdamW, at its peak.")] = 2e-3,
+    schedule: Annotated[Schedule, typer.Option(help="How the learning rate goes on from its peak.")] = "linear",
+    seed: Annotated[int, typer.Option(min=0, help="Of first values, batches and division.")] = 0,
+    target_task: Annotated[str | None, typer.Option(help="Train and measure this task alone.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. [all cores; a client: one]")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many rows of each split.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for a JSON file of each result.")] = None,
+    track: Annotated[bool, typer.Option("--track/--no-track", help="Keep results in MLflow's local store.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="End with one line of JSON.")] = False,
+) -> None:
+    """Train models and measure them on the test rows."""
+    names = [model_name(name) for text in model or ["mmoe"] for name in text.split(",") if name]
+    plan = TrainPlan(
+        epochs=epochs,
+        learning_rate=learning_rate,
+        schedule=schedule,
+        seed=seed,
+        batch_size=batch_size,
+        threads=threads,
+        target_task=target_task,
+        limit=limit,
+        federated=federated,
+        partition=partition,
+        local_epochs=local_epochs,
+        expert_weights=expert_weights,
+    )
+    # Imported here, as torch takes a second that a mistyped command should not.
+    from experiments.problems import load_problem
+    from experiments.publishing import publish
+
+    problem = load_problem(dataset, data)
+    publish((train(name, problem, plan) for name in names), out, track=track, as_json=as_json)
