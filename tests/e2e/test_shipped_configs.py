@@ -16,7 +16,13 @@ DATA = Path(os.environ.get("FEDMTL_DATA", ROOT.parent / "shared" / "data")).reso
 
 
 def test_the_configurations_that_the_readme_names_are_there() -> None:
-    assert {path.name for path in CONFIGS} >= {"demo.yaml", "glue.yaml", "glue-local.yaml", "census.yaml"}
+    assert {path.name for path in CONFIGS} >= {
+        "demo.yaml",
+        "glue.yaml",
+        "glue-local.yaml",
+        "census.yaml",
+        "census-kdd.yaml",
+    }
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
