@@ -1,9 +1,9 @@
 """What one optimiser step minimises, and its gradient.
 
 A step minimises the sum over its tasks of weight times mean loss, and what the family adds to it (load balance,
-orthogonality): a mean over the step's examples. Tasks that share the encoder are computed in one pass. Where each
-task's gradient must be known by itself (gradient surgery, GradNorm) every task has a pass of its own instead: as many
-backward passes through one mixed pass would each cost a whole batch.
+orthogonality): a mean over the examples of the tasks of a pass. Tasks that share the encoder are computed in one pass.
+Where each task's gradient must be known by itself (gradient surgery, GradNorm) every task has a pass of its own
+instead: as many backward passes through one mixed pass would each cost a whole batch.
 """
 
 from __future__ import annotations
@@ -91,11 +91,12 @@ class Objective:
         divisors, losses = self._divisors(batch), dict[str, Tensor]()
         for group in self._groups(batch):
             rows = {task: batch.rows[task] for task in group}
+            whole = sum(map(len, rows.values()))
             self._model.train_only(*group)
             by_length = self._settings.length_buckets and not batch.same_rows
             for portion in passes(rows, self._lengths) if by_length else [rows]:
                 for piece in pieces(Batch(portion, batch.same_rows), self._settings.micro_batch_size):
-                    found, penalty = self._losses(piece, divisors, len(batch))
+                    found, penalty = self._losses(piece, divisors, whole)
                     weighted = [loss * self._weights.of(task) for task, loss in found.items()]
                     torch.autograd.backward([*weighted, *penalty])
                     _add(losses, found)
@@ -103,13 +104,13 @@ class Objective:
         return losses
 
     def _task_by_task(self, batch: Batch) -> dict[str, Tensor]:
-        """One backward pass per task, then all gradients made into one; a task's share of the penalty goes with it."""
+        """One backward pass per task, with the penalty of its own pass, then all gradients made into one."""
         divisors, losses = self._divisors(batch), dict[str, Tensor]()
         gradients: dict[str, dict[str, Tensor]] = {}
         for task, rows in batch.rows.items():
             self._model.train_only(task)
             for piece in pieces(Batch({task: rows}), self._settings.micro_batch_size):
-                found, penalty = self._losses(piece, divisors, len(batch))
+                found, penalty = self._losses(piece, divisors, len(rows))
                 torch.autograd.backward([*found.values(), *penalty])
                 _add(losses, found)
             gradients[task] = self._model.take_gradients()
@@ -131,7 +132,7 @@ class Objective:
         Args:
             piece: of tasks of one pass.
             divisors: task to the weight of all its rows in the step.
-            whole: the step's examples: the penalty is a mean over them, in however many passes they come.
+            whole: the step's examples of these tasks; the penalty is a mean over them, in however many pieces.
         """
         device, rows = self._model.device, piece.rows
         parts, inputs = self._inputs(piece)

@@ -68,7 +68,7 @@ def gradients(more: dict[str, Any], batch: Batch) -> dict[str, Tensor]:
 
 
 def by_hand(batch: Batch, weights: dict[str, float]) -> dict[str, Tensor]:
-    """Weighted mean losses and the mean of the penalty over all rows of the step."""
+    """Weighted mean losses and each task's penalty: rows of this kind can't stand in one batch."""
     family, data = ExpertFamily(), tiny_data(SIZES)
     slice_ = shared_slice(family, *BOTH)
     model = SlotModel(family, slice_, BOTH, CPU)
@@ -80,13 +80,13 @@ def by_hand(batch: Batch, weights: dict[str, float]) -> dict[str, Tensor]:
         done = model.training_pass({task: slice(None)}, split.collate(rows))
         assert done.penalty is not None
         loss = task_loss(TASKS[task], done.outputs[task], split.labels[rows])
-        total = total + weights.get(task, 1.0) * loss + done.penalty * len(rows) / len(batch)
+        total = total + weights.get(task, 1.0) * loss + done.penalty
     total.backward()  # type: ignore[no-untyped-call]
     return model.take_gradients()
 
 
 @pytest.mark.parametrize("more", [{}, {"micro_batch_size": 2}, {"micro_batch_size": 5, "loss_weights": {"mood": 3.0}}])
-def test_the_penalty_is_a_mean_over_the_rows_of_the_step_in_however_many_pieces(more: dict[str, Any]) -> None:
+def test_the_penalty_is_a_mean_over_the_rows_of_a_pass_in_however_many_pieces(more: dict[str, Any]) -> None:
     batch = Batch({"mood": np.array([4, 0, 2, 19, 7]), "score": np.array([1, 3])})
     expected = by_hand(batch, more.get("loss_weights", {}))
     found = gradients(more, batch)
@@ -95,7 +95,7 @@ def test_the_penalty_is_a_mean_over_the_rows_of_the_step_in_however_many_pieces(
         torch.testing.assert_close(found[slot_id], gradient, rtol=1e-4, atol=1e-6, msg=slot_id)
 
 
-def test_task_by_task_the_penalty_goes_with_the_tasks() -> None:
+def test_task_by_task_each_has_the_penalty_of_its_own_pass() -> None:
     """A task's own parameters keep their gradient under surgery."""
     batch = Batch({"mood": np.arange(6), "score": np.arange(4)})
     expected = by_hand(batch, {})
