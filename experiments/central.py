@@ -94,7 +94,12 @@ def train_settings(
 
 
 def train_centrally(
-    problem: Problem, config: AnyTabularConfig, tasks: Mapping[str, TaskSpec], settings: TrainSettings, seed: int
+    problem: Problem,
+    config: AnyTabularConfig,
+    tasks: Mapping[str, TaskSpec],
+    settings: TrainSettings,
+    seed: int,
+    rows: Rows | None = None,
 ) -> Trained:
     """Train one model on all training rows.
 
@@ -104,13 +109,14 @@ def train_centrally(
         tasks: those to train, in the order in which families that train in sequence take them.
         settings: `local_epochs` says how long.
         seed: of first values and batches.
+        rows: those of an earlier training of the same problem, configuration, tasks and seed; None: they are read.
 
     Raises:
         DataError: the rows can't be had or do not fit the tasks.
         TrainingDiverged: a loss is not finite.
     """
     family = build_family(config, tasks, base_dir=Path())
-    rows = encoded_rows(problem, family, tasks, seed)
+    rows = encoded_rows(problem, family, tasks, seed) if rows is None else rows
     plan = SharingPlan.shared(family.blueprint())
     first = family.initial_values(seed)
     values = {slot.id: first[slot.parameter] for slot in plan.slots}

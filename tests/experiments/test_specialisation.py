@@ -14,7 +14,8 @@ from torch import Tensor
 from common.data.examples import Examples
 from common.families.base import GateUse, MultiTaskModel, TrainingPass
 from experiments.specialisation import Coded, by_expert, categories, gate_weights, quartiles, specialise
-from tests.common.families.cases import CASES, drawn, rows, tabular
+from tests.common.families.cases import CASES, family_of
+from tests.common.families.tabular import batch, loaded, tabular
 
 
 class TwoGates(MultiTaskModel):
@@ -44,48 +45,47 @@ def test_a_task_without_gates_has_no_weights() -> None:
     assert gate_weights(TwoGates(), "none", {"features": torch.zeros(2, 3)}) == {}
 
 
-@pytest.mark.parametrize("case", [name for name, section in CASES.items() if {"experts", "levels"} & section.keys()])
+@pytest.mark.parametrize("case", [name for name, (family, _) in CASES.items() if family in ("omoe", "mmoe", "ple")])
 def test_every_family_with_experts_tells_each_rows_weights(case: str) -> None:
-    family = tabular(**CASES[case])
-    model, batch = drawn(family), rows(9)
-    found = gate_weights(model, "two", batch)
-    uses = model.training_pass({"two": slice(0, 9)}, batch).gates["two"]
-    assert found.keys() == uses.keys() == model.gates("two").keys()
+    model, rows = loaded(family_of(case)).eval(), batch(9)
+    found = gate_weights(model, "b", rows)
+    uses = model.training_pass({"b": slice(0, 9)}, rows).gates["b"]
+    assert found.keys() == uses.keys() == model.gates("b").keys()
     for gate, weights in found.items():
         torch.testing.assert_close(weights.sum(0), uses[gate].mass)
         torch.testing.assert_close(weights.sum(1), torch.ones(9))
         assert len({tuple(row) for row in weights.tolist()}) == 9
 
 
+def examples(**columns: Any) -> Examples:  # noqa: ANN401  # columns of any kind
+    count = len(next(iter(columns.values())))
+    return Examples("b", "test", columns, np.zeros(count, dtype=np.int64), np.arange(1, count + 1), "here")
+
+
 def test_a_gate_that_was_made_to_look_at_a_category_is_caught_at_it() -> None:
-    family = tabular(**{**CASES["mmoe"], "gate": {}})
-    model = drawn(family).train()
-    names = list(family.feature_columns)
-    assert names == ["a", "b", "c", "d"]
+    family = tabular("mmoe", categorical={"letter": ["x", "y"]}, experts={"number": 3, "hidden": [5]})
+    model = loaded(family)
+    assert family.feature_columns == ("one", "two", "letter")
     with torch.no_grad():
-        weight = model.get_parameter("gate.two.weight")
+        weight = model.get_parameter("gate.b.weight")
         weight.zero_()
-        weight[1, 7] = 3.0  # expert 1, the input that says d = y: six of the numeric columns come first
-    values = ["x", "y", "?", "y"] * 40
-    numbers = np.arange(160, dtype=np.float64)
-    columns: dict[str, Any] = {"a": numbers, "b": numbers * 0, "c": [""] * 160, "d": values}
-    examples = Examples("two", "test", columns, np.zeros(160, dtype=np.float32), np.arange(1, 161), "here")
-    first, second, third = specialise(model, family, "two", examples)["two"]["experts"]
+        weight[1, 5] = 3.0  # expert 1, the input that says y: four of the numeric columns come first, and x
+    letters = ["x", "y", "?", "y"] * 40
+    rows = examples(one=np.arange(160, dtype=np.float64), two=np.zeros(160), letter=letters)
+    first, second, third = specialise(model, family, "b", rows)["b"]["experts"]
     chosen, other = math.exp(3) / (math.exp(3) + 2), 1 / 3
     assert second["expert"] == "expert.1"
     assert second["load"] == pytest.approx((chosen + other) / 2, rel=1e-5)
     lift = pytest.approx(chosen / second["load"], rel=1e-5)
-    assert second["top"][0] == {"column": "d", "value": "y", "lift": lift, "share": 0.5, "rows": 80}
-    assert {top["value"] for top in first["top"] if top["column"] == "d"} == {"x", "missing"}
+    assert second["top"][0] == {"column": "letter", "value": "y", "lift": lift, "share": 0.5, "rows": 80}
+    assert {top["value"] for top in first["top"] if top["column"] == "letter"} == {"x", "missing"}
     assert first["load"] == pytest.approx(third["load"])
     assert model.training
 
 
 def test_a_family_without_gates_has_no_specialisation() -> None:
-    family = tabular(**CASES["shared_bottom"])
-    columns: dict[str, Any] = {name: np.zeros(3) for name in "abc"} | {"d": ["x"] * 3}
-    examples = Examples("two", "test", columns, np.zeros(3, dtype=np.float32), np.arange(1, 4), "here")
-    assert specialise(drawn(family), family, "two", examples) == {}
+    family = family_of("shared_bottom")
+    assert specialise(loaded(family), family, "b", examples(one=np.zeros(3), two=np.zeros(3))) == {}
 
 
 def two_values(shares: tuple[float, float], rows: int = 100) -> tuple[np.ndarray, Coded]:
