@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 import torch
 from torch import Tensor
 
-from common.selectors import HEAD, POOLER, layer_of
+from common.selectors import EXPERT, HEAD, POOLER, expert_level, layer_of
 
 if TYPE_CHECKING:
     from client.tally import TaskReport
@@ -79,7 +79,7 @@ class GradNormWeights:
 
 
 def last_shared(slots: Iterable[Slot], tasks: frozenset[str]) -> frozenset[str]:
-    """Ids of the last slots before the heads that all tasks share and train: the pooler, or the highest layer.
+    """Ids of the last slots before the heads that all tasks share and train: experts, the pooler, or the highest layer.
 
     Where the tasks share neither, all slots outside the heads that they share; none where they share nothing.
 
@@ -88,6 +88,10 @@ def last_shared(slots: Iterable[Slot], tasks: frozenset[str]) -> frozenset[str]:
         tasks: those that it trains.
     """
     shared = [slot for slot in slots if tasks <= slot.trained_by and slot.spec.group != HEAD]
+    experts = [slot for slot in shared if slot.spec.group.startswith(EXPERT)]
+    if experts:
+        level = max(expert_level(slot.spec.group) for slot in experts)
+        return frozenset(slot.id for slot in experts if expert_level(slot.spec.group) == level)
     poolers = frozenset(slot.id for slot in shared if slot.spec.group == POOLER)
     highest = max((layer for slot in shared if (layer := layer_of(slot.spec.group)) is not None), default=None)
     last = frozenset(slot.id for slot in shared if highest is not None and layer_of(slot.spec.group) == highest)

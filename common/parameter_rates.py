@@ -6,7 +6,17 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from common.blueprint import ParameterSpec
-from common.selectors import EMBEDDINGS, HEAD, POOLER, STITCH, is_norm, layer_count, layer_of, select_present
+from common.selectors import (
+    EMBEDDINGS,
+    HEAD,
+    POOLER,
+    STITCH,
+    is_mixture,
+    is_norm,
+    layer_count,
+    layer_of,
+    select_present,
+)
 from common.training import TrainSettings
 
 
@@ -57,9 +67,9 @@ def parameter_rates(specs: Iterable[ParameterSpec], settings: TrainSettings) -> 
 
 
 def depth(spec: ParameterSpec, layers: int) -> int:
-    """Steps down from the top of the model: 0 for heads and pooler, 1 for the last layer, and one below the first layer
-    for the embeddings and what else an encoder has outside its layers (relative positions, for one)."""
-    if spec.group in (HEAD, POOLER):
+    """Steps down from the top of the model: 0 for heads, experts, gates and pooler, 1 for the last layer, and one below
+    the first layer for the embeddings and what else an encoder has outside its layers (relative positions, for one)."""
+    if spec.group in (HEAD, POOLER) or is_mixture(spec.group):
         return 0
     layer = layer_of(spec.group)
     return 1 + layers if layer is None else layers - layer

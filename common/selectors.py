@@ -11,7 +11,8 @@ selector                        parameters
 ``embeddings``, ``pooler``      that part of the encoder
 ``layers:N``, ``layers:N-M``    encoder layers, counted from 0 at the input; both ends are meant
 ``lower``, ``middle``,          thirds of the encoder's layers, as equal as can be (the upper ones get
-``upper``                       what is left over); the embeddings belong to ``lower``, the pooler to ``upper``
+``upper``                       what is left over); the embeddings belong to ``lower``, the pooler and
+                                the experts and gates that stand on it to ``upper``
 ``norms``                       weights, biases and statistics of normalisation layers
 ``adapters``                    low-rank adapters (LoRA)
 ``encoder.*.LayerNorm.*``       whatever matches this pattern: a name that holds a dot; ``*`` ``?`` ``[ab]``
@@ -32,6 +33,9 @@ HEAD: Final = "head"
 EMBEDDINGS: Final = "embeddings"
 POOLER: Final = "pooler"
 STITCH: Final = "stitch"
+GATE: Final = "gate"
+#: Groups of experts begin so.
+EXPERT: Final = "expert."
 KEYWORDS: Final = (
     "everything", "backbone", "heads", "embeddings", "pooler", "lower", "middle", "upper", "norms", "adapters",
 )  # fmt: skip
@@ -113,6 +117,17 @@ def layer_count(specs: Iterable[ParameterSpec]) -> int:
     return 1 + max((layer for spec in specs if (layer := layer_of(spec.group)) is not None), default=-1)
 
 
+def expert_level(group: str) -> int:
+    """Level, from 0 at the input, of an expert by its group: L of ``expert.L.shared.N``, 0 of ``expert.N``."""
+    parts = group.split(".")
+    return int(parts[1]) if len(parts) > 2 else 0
+
+
+def is_mixture(group: str) -> bool:
+    """Whether a blueprint group is of experts or gates: above an encoder, where there is one, and below the heads."""
+    return group == GATE or group.startswith(EXPERT)
+
+
 def is_norm(name: str) -> bool:
     """Whether a tensor of this name belongs to a normalisation layer."""
     return bool(_NORM.search(name))
@@ -169,7 +184,9 @@ def _third(which: str, layers: int) -> _Predicate:
 
     def means(spec: ParameterSpec) -> bool:
         layer = layer_of(spec.group)
-        return spec.group == beside if layer is None else first <= layer < end
+        if layer is None:
+            return spec.group == beside or (which == "upper" and is_mixture(spec.group))
+        return first <= layer < end
 
     return means
 

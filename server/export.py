@@ -158,8 +158,8 @@ def _export_text(
 
 def native_form(description: TransformerDescription, head: HeadSpec) -> NativeForm | None:
     """The class of transformers that is exactly this encoder, pooling and head; None when there is none."""
-    if head.separate:
-        return None  # all of them read a pair as one sequence
+    if head.separate or description.experts is not None:
+        return None  # all of them read a pair as one sequence, and none has experts
     settings = description.encoder
     width = settings.get("hidden_size", settings.get("dim"))
     linear_on_pooler = description.pooler and head.kind == "linear"
@@ -229,6 +229,7 @@ def _export_custom(
         head_dropout=head.dropout,
         separate_pairs=head.separate,
         score_range=head.score_range or (0.0, 1.0),
+        **_expert_settings(description),
         **_label_settings(task),
     )
     module = MODELING.removesuffix(".py")
@@ -238,14 +239,12 @@ def _export_custom(
         "AutoModelForSequenceClassification": f"{module}.FedmtlForSequenceClassification",
     }
     config.save_pretrained(out)
-    prefix = f"heads.{task.name}."
-    renamed = {
-        f"head.{name.removeprefix(prefix)}" if name.startswith(prefix) else name: tensor
-        for name, tensor in values.items()
-    }
+    renamed = {_name_in_custom(name, task.name): tensor for name, tensor in values.items() if ".noise." not in name}
     save_file(renamed, out / WEIGHTS_FILE, metadata={"format": "pt"})
     (out / MODELING).write_bytes(Path(exported_modeling.__file__).read_bytes())
     what = f"{description.pooling} pooling{' with pooler' if description.pooler else ''} and a {head.kind} head"
+    if description.experts is not None:
+        what += f" on a mixture of {description.experts.number} experts"
     what += " on pairs whose texts are read one by one" if head.separate else ""
     return ExportReport(
         task=task.name,
@@ -259,6 +258,27 @@ def _export_custom(
             f"so {MODELING} lies beside the weights and loading needs trust_remote_code=True"
         ),
     )
+
+
+def _expert_settings(description: TransformerDescription) -> dict[str, Any]:
+    experts = description.experts
+    if experts is None:
+        return {}
+    return {
+        "experts": experts.number,
+        "expert_widths": experts.hidden,
+        "expert_dropout": experts.dropout,
+        "gate_bias": experts.gate.bias,
+        "gate_top_k": experts.gate.top_k,
+    }
+
+
+def _name_in_custom(name: str, task: str) -> str:
+    """What `exported_modeling` calls one of our parameters; an export has the gate and the head of one task."""
+    for ours, theirs in ((f"heads.{task}.", "head."), (f"gate.{task}.", "mixture.gate."), ("gate.", "mixture.gate.")):
+        if name.startswith(ours):
+            return theirs + name.removeprefix(ours)
+    return f"mixture.{name}" if name.startswith("experts.") else name
 
 
 def _export_rows(

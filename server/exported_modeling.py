@@ -1,11 +1,12 @@
-"""A text classifier from a fedmtl federation: a Hugging Face encoder, a pooling and a head.
+"""A text classifier from a fedmtl federation: a Hugging Face encoder, a pooling, perhaps experts, and a head.
 
-This file is copied as `modeling_fedmtl.py` into exports whose pooling or head no class of transformers
+This file is copied as `modeling_fedmtl.py` into exports whose pooling, experts or head no class of transformers
 has. It needs torch and transformers only, and loads with `trust_remote_code=True`.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 
 class FedmtlConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]  # transformers leaves it untyped
-    """Encoder configuration, pooling and head."""
+    """Encoder configuration, pooling, experts (none: `experts` is 0) and head."""
 
     model_type = "fedmtl"
 
@@ -32,6 +33,11 @@ class FedmtlConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]  # transf
         head_dropout: float = 0.0,
         separate_pairs: bool = False,
         score_range: tuple[float, float] = (0.0, 1.0),
+        experts: int = 0,
+        expert_widths: Sequence[int] = (),
+        expert_dropout: float = 0.0,
+        gate_bias: bool = False,
+        gate_top_k: int | None = None,
         **kwargs: Any,  # noqa: ANN401  # transformers' own interface
     ) -> None:
         self.encoder_config = encoder_config or {"model_type": "bert"}
@@ -44,6 +50,11 @@ class FedmtlConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]  # transf
         self.head_dropout = head_dropout
         self.separate_pairs = separate_pairs
         self.score_range = score_range
+        self.experts = experts
+        self.expert_widths = list(expert_widths)
+        self.expert_dropout = expert_dropout
+        self.gate_bias = gate_bias
+        self.gate_top_k = gate_top_k
         super().__init__(**kwargs)
 
 
@@ -64,6 +75,45 @@ class _Head(nn.Module):
             vectors = torch.relu(self.hidden(vectors))
         logits: Tensor = self.output(self.dropout(vectors))
         return logits
+
+
+class _Expert(nn.Module):
+    """Linear-ReLU-Dropout layers."""
+
+    def __init__(self, sizes: Sequence[int], dropout: float) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(sizes))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        for layer in self.layers:
+            vectors = self.dropout(torch.relu(layer(vectors)))
+        return vectors
+
+
+class _Mixture(nn.Module):
+    """Experts, summed with the softmax of a linear gate: (N, H) to (N, expert_widths[-1]).
+
+    With `gate_top_k` only so many experts of each row count, and the softmax is over them; a single one is multiplied
+    by its weight among all.
+    """
+
+    def __init__(self, input_size: int, config: FedmtlConfig) -> None:
+        super().__init__()
+        sizes = [input_size, *config.expert_widths]
+        self.experts = nn.ModuleList(_Expert(sizes, config.expert_dropout) for _ in range(config.experts))
+        self.gate = nn.Linear(input_size, config.experts, bias=config.gate_bias)
+        self.chosen = min(config.gate_top_k or config.experts, config.experts)
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        logits = self.gate(vectors)
+        left_out = torch.ones_like(logits).scatter(-1, logits.topk(self.chosen, dim=-1).indices, 0.0) > 0
+        if self.chosen == 1:
+            weights = torch.softmax(logits, dim=-1).masked_fill(left_out, 0.0)
+        else:
+            weights = torch.softmax(logits.masked_fill(left_out, -torch.inf), dim=-1)
+        outputs = torch.stack([expert(vectors) for expert in self.experts], dim=-2)
+        return (weights.unsqueeze(-1) * outputs).sum(-2)
 
 
 class _Cosine(nn.Module):
@@ -95,7 +145,11 @@ class FedmtlForSequenceClassification(PreTrainedModel):
         encoder_config = AutoConfig.for_model(settings.pop("model_type"), **settings)
         pooler = {"add_pooling_layer": config.pooler} if config.encoder_has_pooler else {}
         self.encoder = AutoModel.from_config(encoder_config, dtype=torch.float32, **pooler)  # type: ignore[no-untyped-call]
-        width = encoder_config.hidden_size * (4 if config.separate_pairs else 1)
+        width = encoder_config.hidden_size
+        self.mixture = None
+        if config.experts:
+            self.mixture, width = _Mixture(width, config), config.expert_widths[-1]
+        width *= 4 if config.separate_pairs else 1
         self.head = _Cosine(config) if config.head == "cosine" else _Head(width, config)
         self.post_init()  # type: ignore[no-untyped-call]
 
@@ -118,6 +172,8 @@ class FedmtlForSequenceClassification(PreTrainedModel):
         if token_type_ids is not None and self.config.token_type_ids:
             inputs["token_type_ids"] = token_type_ids
         vectors = self._vectors({name: tensor.flatten(0, -2) for name, tensor in inputs.items()})
+        if self.mixture is not None:
+            vectors = self.mixture(vectors)
         logits = self.head(vectors.view(*input_ids.shape[:-1], -1))
         loss = None
         if labels is not None:

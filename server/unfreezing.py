@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from common.errors import ConfigError
 from common.plan import SharingPlan, Slot
-from common.selectors import EMBEDDINGS, HEAD, OF_A_TASK, layer_count, layer_of, select
+from common.selectors import EMBEDDINGS, HEAD, OF_A_TASK, is_mixture, layer_count, layer_of, select
 from server.freezing_config import FreezingConfig, SlotChoice
 
 
@@ -193,9 +193,10 @@ def _gradual(freeze: tuple[SlotGroup, ...], plan: SharingPlan, rounds_per_layer:
     count = layer_count(parameters)
 
     def level(group: str) -> int:
-        """0 for the heads, 1 for the last layer and what follows it, then a layer each, then the embeddings."""
+        """0 for heads, experts and gates, 1 for the last layer and what follows it, then a layer each, then the
+        embeddings; without an encoder, 1 for experts and gates."""
         layer = layer_of(group)
-        if group == HEAD:
+        if group == HEAD or (count and is_mixture(group)):
             return 0
         if group == EMBEDDINGS:
             return count + 2

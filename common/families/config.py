@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from common.families.adversarial_config import AdversarialConfig
 from common.families.cross_stitch_config import CrossStitchConfig
-from common.families.expert_config import MMoEConfig, OMoEConfig, PLEConfig
+from common.families.expert_config import MMoEConfig, OMoEConfig, PLEConfig, PooledExpertsConfig
 from common.families.progressive_config import ProgressiveConfig
 from common.families.soft_sharing_config import SoftSharingConfig
 from common.families.tabular_config import SharedBottomConfig, SingleTaskConfig
@@ -30,7 +30,8 @@ class HeadConfig(StrictModel):
     vectors of a separate pair on the scale of `label_range`, 0 being its lowest and 1 its highest label."""
 
     hidden_size: int | None = Field(default=None, ge=1)
-    """Width of an `mlp` head's hidden layer; left out: the encoder's hidden size."""
+    """Width of an `mlp` head's hidden layer; left out: the encoder's hidden size, or
+    the last width of the `experts` that it reads."""
 
     dropout: float | None = Field(default=None, ge=0, lt=1)
     """Dropout of this head; left out: the model's `dropout`."""
@@ -134,6 +135,10 @@ class TransformerConfig(StrictModel):
     lora: LoraSettings | None = None
     """Freeze the encoder and train low-rank adapters in it: the frozen weights travel once, the adapters every round.
     An export has them merged."""
+
+    experts: PooledExpertsConfig | None = None
+    """Experts that read the pooled vector, and gates; heads read the mixture. Of a pair whose texts are read separately
+    each text has its own. Left out: heads read the pooled vector."""
 
     dropout: float = Field(default=0.1, ge=0, lt=1)
     """Dropout of every head that names none of its own."""

@@ -1,4 +1,7 @@
-"""The `model:` sections of the families of experts over tabular rows. Imports neither torch nor transformers."""
+"""The settings of experts and gates, and the `model:` sections of the families of experts over tabular rows.
+
+Imports neither torch nor transformers.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from common.families.tabular_config import FlexibleWidths, TabularConfig
+from common.families.tabular_config import FlexibleWidths, TabularConfig, Widths
 from common.strict_model import StrictModel
 
 
@@ -66,6 +69,30 @@ class OwnExpertsConfig(StrictModel):
 
     hidden: FlexibleWidths = Field(default=[16])
     """Widths of the layers of each; the last as that of the shared ones."""
+
+
+class PooledExpertsConfig(ExpertsConfig):
+    """Experts between an encoder and the heads (experts and gates: Ma et al., KDD 2018)."""
+
+    kind: Literal["omoe", "mmoe"] = "mmoe"
+    """`omoe`: one gate for all tasks; `mmoe`: a gate for each task."""
+
+    number: int = Field(default=4, ge=1)
+    """How many."""
+
+    hidden: Widths = Field(default=[64])
+    """Widths of the layers of each."""
+
+    gate: GateConfig = GateConfig()
+    """How gates weigh them."""
+
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout after every layer of the experts."""
+
+    @model_validator(mode="after")
+    def _enough_experts(self) -> Self:
+        self.gate.check_number(self.number)
+        return self
 
 
 class MixtureConfig(TabularConfig):

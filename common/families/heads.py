@@ -66,7 +66,7 @@ def head_spec(config: HeadConfig, task: TaskSpec, *, default_dropout: float, pai
         task: whose head it is.
         default_dropout: the model's.
         pairs: the model's.
-        input_size: the encoder's hidden size.
+        input_size: width of what the head reads.
 
     Raises:
         ConfigError: the head does not fit the task.
@@ -150,7 +150,7 @@ def build_heads(specs: Mapping[str, HeadSpec], input_size: int) -> nn.ModuleDict
 
     Args:
         specs: task to head.
-        input_size: H, the encoder's hidden size.
+        input_size: H, width of what the heads read.
     """
     return nn.ModuleDict({task: _head(input_size, spec) for task, spec in specs.items()})
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+
+from common.seeds import derive_seed
 
 
 class HiddenLayers(nn.Module):
@@ -65,3 +67,19 @@ class Tower(HiddenLayers):
 def rows_of(values: Tensor, rows: slice) -> Tensor:
     """Some rows of (B, ...); all of them are the tensor itself, whose gradient then needs no copy."""
     return values if rows.indices(len(values)) == (0, len(values), 1) else values[rows]
+
+
+def first_linear_value(name: str, shapes: Mapping[str, tuple[int, ...]], seed: int) -> Tensor:
+    """The first value of a linear layer's tensor as torch draws it, uniform in +-1/sqrt(inputs of the layer).
+
+    Drawn from (seed, name) alone.
+
+    Args:
+        name: ends in ``weight`` or ``bias``.
+        shapes: name to shape, of the layer's weights at least.
+        seed: the run's.
+    """
+    weight = name.removesuffix("bias") + "weight" if name.endswith("bias") else name
+    bound: float = shapes[weight][-1] ** -0.5
+    generator = torch.Generator().manual_seed(derive_seed(seed, "init", name))
+    return torch.empty(shapes[name]).uniform_(-bound, bound, generator=generator)

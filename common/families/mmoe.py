@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from common.families.base import TrainingPass
 from common.families.expert_config import MMoEConfig
-from common.families.experts import ExpertStack, mixed, read
-from common.families.gates import Gate, total
-from common.families.layers import rows_of
+from common.families.experts import ExpertStack
+from common.families.gates import Gate
+from common.families.mixture import with_a_gate_each
 from common.families.module_blueprint import Place
 from common.families.tabular_model import TabularDescription, TabularModel, head_place
 
@@ -37,25 +37,15 @@ class MMoEModel(TabularModel[MMoEConfig]):
 
     def training_pass(self, parts: Mapping[str, slice], batch: Mapping[str, Tensor]) -> TrainingPass:
         """The experts once for the batch, then each task's gate and tower over its rows."""
-        gates = {task: self._gate(task) for task in parts}
-        (outputs,), products = read(batch["features"], [self.experts], list(gates.values()), self.dropout)
-        routing = {
-            task: gate.route(rows_of(of_gate, parts[task]))
-            for (task, gate), of_gate in zip(gates.items(), products, strict=True)
-        }
-        hidden = {task: mixed(routing[task].weights, [rows_of(outputs, rows)]) for task, rows in parts.items()}
+        gates = cast("Mapping[str, Gate]", self.gate)
+        found = with_a_gate_each(batch["features"], parts, self.experts, gates, self.dropout)
         return TrainingPass(
-            {task: self.heads[task](hidden[task]) for task in parts},
-            total([of_task.penalty for of_task in routing.values()]),
-            {task: {task: of_task.use()} for task, of_task in routing.items()},
+            {task: self.heads[task](hidden) for task, hidden in found.hidden.items()}, found.penalty, found.gates
         )
 
     def gates(self, task: str) -> Mapping[str, tuple[str, ...]]:
         """The task's gate, over all experts."""
         return {task: tuple(f"expert.{n}" for n in range(len(self.experts)))}
-
-    def _gate(self, task: str) -> Gate:
-        return cast("Gate", self.gate[task])
 
     @classmethod
     def place(cls, name: str, description: TabularDescription) -> Place:

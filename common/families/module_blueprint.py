@@ -82,6 +82,7 @@ def blueprint_of(
     tasks: tuple[str, ...],
     group_of: Callable[[str], str],
     is_trained: Callable[[str], bool] = lambda _: True,
+    own: tuple[str, ...] = (HEADS,),
 ) -> Blueprint:
     """The blueprint of a module whose tensors are used by all tasks, but ``heads.<task>.*`` by that task only.
 
@@ -91,11 +92,13 @@ def blueprint_of(
         tasks: every task, in configuration order.
         group_of: tensor name to group.
         is_trained: tensor name to whether its users train it; a tensor that is not is frozen.
+        own: what stands before the task's name in the names of tensors that it alone uses.
     """
     everyone = frozenset(tasks)
 
     def place_of(name: str) -> Place:
-        users = frozenset({name.removeprefix(HEADS).split(".")[0]}) if name.startswith(HEADS) else everyone
+        before = next((prefix for prefix in own if name.startswith(prefix)), None)
+        users = everyone if before is None else frozenset({name.removeprefix(before).split(".")[0]})
         return Place(users, users if is_trained(name) else frozenset(), group_of(name))
 
     return placed_blueprint(module, family, tasks, place_of)

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from common.families.base import TrainingPass
 from common.families.expert_config import OMoEConfig
-from common.families.experts import ExpertStack, mixed, read
+from common.families.experts import ExpertStack
 from common.families.gates import Gate
-from common.families.layers import rows_of
+from common.families.mixture import with_one_gate
 from common.families.module_blueprint import Place
 from common.families.tabular_model import TabularDescription, TabularModel, head_place
 
@@ -39,13 +39,9 @@ class OMoEModel(TabularModel[OMoEConfig]):
 
     def training_pass(self, parts: Mapping[str, slice], batch: Mapping[str, Tensor]) -> TrainingPass:
         """The mixture once for the batch, then each task's tower over its rows."""
-        outputs, (products,) = read(batch["features"], [self.experts], [self.gate], self.dropout)
-        routing = self.gate.route(products)
-        hidden = mixed(routing.weights, outputs)
+        found = with_one_gate(batch["features"], parts, self.experts, self.gate, self.dropout)
         return TrainingPass(
-            {task: self.heads[task](rows_of(hidden, rows)) for task, rows in parts.items()},
-            routing.penalty,
-            {task: {"gate": routing.use(rows)} for task, rows in parts.items()},
+            {task: self.heads[task](hidden) for task, hidden in found.hidden.items()}, found.penalty, found.gates
         )
 
     def gates(self, task: str) -> Mapping[str, tuple[str, ...]]:  # noqa: ARG002  # all tasks have the same

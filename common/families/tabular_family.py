@@ -21,6 +21,7 @@ from common.families.cross_stitch_config import CrossStitchConfig
 from common.families.encoded_rows import EncodedRows
 from common.families.expert_config import MMoEConfig, OMoEConfig, PLEConfig
 from common.families.heads import check_task_names
+from common.families.layers import first_linear_value
 from common.families.mmoe import MMoEModel
 from common.families.module_blueprint import placed_blueprint
 from common.families.omoe import OMoEModel
@@ -36,7 +37,6 @@ from common.families.tabular_inputs import encode_rows
 from common.families.tabular_model import TabularDescription, TabularModel, TowerSpec
 from common.families.ties import Tie
 from common.losses import CosineLoss
-from common.seeds import derive_seed
 
 if TYPE_CHECKING:
     from common.data.examples import Examples
@@ -126,11 +126,7 @@ class TabularFamily:
         values = {}
         for name, shape in shapes.items():
             value = self._model.first_value(name, shape, self._description)
-            if value is None:
-                bound = shapes[name.removesuffix("bias") + "weight" if name.endswith("bias") else name][-1] ** -0.5
-                generator = torch.Generator().manual_seed(derive_seed(seed, "init", name))
-                value = torch.empty(shape).uniform_(-bound, bound, generator=generator)
-            values[name] = value
+            values[name] = first_linear_value(name, shapes, seed) if value is None else value
         return values
 
     def encode(self, task: str, examples: Examples) -> EncodedRows:

@@ -29,8 +29,9 @@ from common.families.encoded_pairs import EncodedPairs
 from common.families.encoded_text import EncodedText, labels_of, weights_of
 from common.families.encoder_source import EncoderSource
 from common.families.heads import check_task_names, head_spec, initial_head_value
+from common.families.layers import first_linear_value
 from common.families.lora import adapted_name, check_peft_is_installed, initial_adapter_value, lora_spec
-from common.families.module_blueprint import blueprint_of, federated_tensors
+from common.families.module_blueprint import HEADS, blueprint_of, federated_tensors
 from common.families.ties import Tie
 from common.families.token_rows import tables_of_tokens
 from common.families.tokenization import (
@@ -110,6 +111,7 @@ class TransformerFamily:
             pooler=pooler,
             max_length=config.max_length,
             token_type_ids=type_ids,
+            experts=config.experts,
             pad_id=_pad_id(settings, assets),
             heads={
                 name: head_spec(
@@ -117,7 +119,7 @@ class TransformerFamily:
                     task,
                     default_dropout=config.dropout,
                     pairs=config.pairs,
-                    input_size=settings.hidden_size,
+                    input_size=config.experts.hidden[-1] if config.experts else settings.hidden_size,
                 )
                 for name, task in tasks.items()
             },
@@ -161,7 +163,9 @@ class TransformerFamily:
         tasks = tuple(self.tasks)
         with torch.device("meta"):
             model = assemble(self._description, tasks)
-        return blueprint_of(model, FAMILY, tasks, group_of, partial(is_trained, self._description))
+        experts = self._description.experts
+        own = (HEADS, "gate.") if experts and experts.kind == "mmoe" else (HEADS,)
+        return blueprint_of(model, FAMILY, tasks, group_of, partial(is_trained, self._description), own)
 
     @cached_property
     def token_rows(self) -> tuple[str, ...]:
@@ -194,12 +198,15 @@ class TransformerFamily:
             for name, tensor in federated_tensors(encoder)
         }
         std = float(getattr(config, "initializer_range", 0.02))
+        shapes = {p.name: p.shape for p in self._blueprint.parameters}
 
         def first(name: str, shape: tuple[int, ...]) -> Tensor:
             if name in values:
                 return values.pop(name)
             if is_adapter(name):
                 return initial_adapter_value(name, shape, seed=seed)
+            if name.startswith(("experts.", "gate.")):
+                return first_linear_value(name, shapes, seed)
             return initial_head_value(name, shape, seed=seed, std=std)
 
         return {p.name: first(p.name, p.shape) for p in self._blueprint.parameters}

@@ -15,10 +15,11 @@ from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedConfig
 from common.errors import ConfigError, ProtocolError
 from common.families.base import MultiTaskModel
 from common.families.bert_forward import bert_forward, written_out
+from common.families.expert_config import PooledExpertsConfig
 from common.families.heads import HeadSpec, build_heads, pair_features
 from common.families.lora import LoraSpec, add_adapters
 from common.families.pooling import Pooling, first_last_average, pool
-from common.selectors import is_adapter
+from common.selectors import GATE, is_adapter
 from common.strict_model import StrictModel
 
 FAMILY: Final = "transformer"
@@ -45,6 +46,8 @@ class TransformerDescription(StrictModel):
     heads: dict[str, HeadSpec]
     lora: LoraSpec | None = None
     """Adapters in the encoder, which is frozen then."""
+    experts: PooledExpertsConfig | None = None
+    """Experts that read the pooled vector; heads read their mixture."""
 
 
 class TransformerModel(MultiTaskModel):
@@ -106,18 +109,25 @@ class TransformerModel(MultiTaskModel):
 
 
 def assemble(description: TransformerDescription, tasks: Sequence[str]) -> TransformerModel:
-    """The model with the heads of these tasks, on the current default device, values drawn from torch's stream."""
+    """The model with these tasks' heads and gates, on the current default device, values drawn from torch's stream."""
     config = encoder_config(description)
     encoder = new_encoder(config, pooler=description.pooler)
     if description.lora is not None:
         add_adapters(encoder, description.lora)
-    heads = build_heads({task: description.heads[task] for task in tasks}, config.hidden_size)
-    return TransformerModel(encoder, description, heads)
+    experts = description.experts
+    width = config.hidden_size if experts is None else experts.hidden[-1]
+    heads = build_heads({task: description.heads[task] for task in tasks}, width)
+    if experts is None:
+        return TransformerModel(encoder, description, heads)
+    from common.families.pooled_experts import PooledExpertsModel
+
+    return PooledExpertsModel(encoder, description, heads, config.hidden_size)
 
 
 def is_trained(description: TransformerDescription, name: str) -> bool:
-    """Whether tasks train a tensor of the model: any, or with adapters only those, the heads and maybe the pooler."""
-    if description.lora is None or name.startswith("heads.") or is_adapter(name):
+    """Whether tasks train a tensor of the model: any, or with adapters only those, what stands on the encoder and maybe
+    its pooler."""
+    if description.lora is None or not name.startswith("encoder.") or is_adapter(name):
         return True
     return description.lora.train_pooler and group_of(name) == "pooler"
 
@@ -176,9 +186,18 @@ def longest_input(encoder: nn.Module) -> int | None:
 
 
 def group_of(name: str) -> str:
-    """The part of the model that a tensor belongs to: embeddings, layer.N, pooler, head or encoder (the rest)."""
-    if name.startswith("heads."):
-        return "head"
+    """The part of the model that a tensor belongs to: embeddings, layer.N, pooler, expert.N, gate, head or encoder (the
+    rest)."""
+    part, which, *_ = name.split(".")
+    match part:
+        case "heads":
+            return "head"
+        case "experts":
+            return f"expert.{which}"
+        case "gate":
+            return GATE
+        case _:
+            pass
     if layer := _LAYER.search(name):
         return f"layer.{layer.group(1)}"
     if name.startswith("encoder.pooler."):

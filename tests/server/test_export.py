@@ -7,20 +7,22 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
-from common.data.examples import Examples
+from common.data.examples import Column, Examples
 from common.errors import ConfigError
 from common.families import build_family
 from common.families.base import Family
 from common.families.saved import load_saved_model, read_family, write_family
 from server.export import ExportReport, export_task
+from tests.common.families.cases import family_of
 from tests.common.families.test_shared_bottom import CENSUS_TASKS, census_family, census_rows
-from tests.common.families.tiny import TASKS, WORDS, config, text_family, texts
+from tests.common.families.tiny import TASKS, WORDS, config, table, text_family, texts
 
 MLP = {"kind": "mlp"}
 
@@ -130,6 +132,9 @@ def test_plain_transformers_predicts_the_same_where_it_has_the_class(
         ("deberta-v2", "qqp", {}),
         ("deberta-v2", "stsb", {"pooling": "mean"}),
         ("albert", "sst2", {"head": MLP}),
+        ("bert", "sst2", {"experts": {"number": 3, "hidden": [6, 5], "gate": {"bias": True}}}),
+        ("bert", "qqp", {"experts": {"gate": {"top_k": 1}}, "pooling": "mean"}),
+        ("bert", "stsb", {"experts": {"kind": "omoe", "gate": {"top_k": 2, "noise": True}}, "head": MLP}),
     ],
 )
 def test_shipped_code_predicts_the_same_where_transformers_has_no_class(
@@ -147,7 +152,7 @@ def test_shipped_code_predicts_the_same_where_transformers_has_no_class(
     [
         ("qqp", {"pooling": "mean", "head": MLP}),
         ("qqp", {"max_length": 12}),
-        ("stsb", {"pooling": "first_last"}),
+        ("stsb", {"pooling": "first_last", "experts": {"number": 2, "hidden": [6]}}),
         ("stsb", {"pooling": "mean", "heads": {"stsb": "cosine"}}),
     ],
 )
@@ -272,6 +277,19 @@ def test_a_tabular_export_is_loaded_by_the_two_lines_of_its_readme(tmp_path: Pat
     batch = again.encode("income", rows).collate(torch.arange(len(rows)).numpy())
     assert again.tasks == {"income": CENSUS_TASKS["income"]}
     torch.testing.assert_close(model("income", batch), federations_own(family, values, rows), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("case", ["omoe", "mmoe, sparse", "ple, two levels"])
+def test_a_tabular_export_of_experts_holds_what_its_task_reads(case: str, tmp_path: Path) -> None:
+    family = family_of(case)
+    values = trained(family)
+    columns: dict[str, Column] = {"one": np.array([0.5, -1.0, 2.0]), "two": np.array([1.0, np.nan, -2.0])}
+    rows = table("b", columns, np.array([0, 1, 2]))
+    export(family, values, "b", tmp_path / "out")
+    again, model = load_saved_model(tmp_path / "out")
+    assert set(load_file(tmp_path / "out" / "model.safetensors")) == {p.name for p in family.blueprint().used_by("b")}
+    outputs = model("b", again.encode("b", rows).collate(np.arange(3)))
+    torch.testing.assert_close(outputs, federations_own(family, values, rows), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("damage", ["missing", "shape"])
