@@ -76,9 +76,10 @@ class Gate(nn.Linear):
     def route(self, products: Tensor) -> Routing:
         """From products (B, `width`) to what experts get."""
         experts, config = self.out_features, self._config
-        logits = products
+        # Under mixed precision products are in bfloat16, which can't count beyond 256 rows.
+        logits = products.to(torch.promote_types(products.dtype, torch.float32))
         if self._noisy:
-            logits, widths = torch.split(products, experts, dim=-1)
+            logits, widths = torch.split(logits, experts, dim=-1)
             logits = logits + torch.randn_like(logits) * functional.softplus(widths)
         limited = config.capacity is not None and self.training
         if self._chosen == experts and not limited:

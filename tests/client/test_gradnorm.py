@@ -7,6 +7,7 @@ from torch import Tensor
 from client.gradnorm import LEAST_WEIGHT, GradNormWeights, last_shared
 from common.plan import SharingPlan
 from tests.client.tiny_family import TinyFamily
+from tests.common.families.cases import family_of
 from tests.common.families.tiny import text_family
 
 CPU = torch.device("cpu")
@@ -77,6 +78,15 @@ def test_the_last_shared_layer_is_the_pooler_or_the_highest_layer_of_all_tasks()
         assert {slot.split("@")[0].startswith(expected) for slot in found} == {True}
     plan = SharingPlan.separate(text_family().blueprint())
     assert last_shared(plan.slice(sorted(both)).slots, both) == frozenset()
+
+
+def test_experts_that_all_tasks_share_come_after_every_layer_and_of_several_levels_the_last() -> None:
+    plan = SharingPlan.shared(text_family(experts={"number": 2}).blueprint())
+    found = last_shared(plan.slice(["qqp", "sst2"]).slots, frozenset({"qqp", "sst2"}))
+    assert {plan.by_id[slot].spec.group for slot in found} == {"expert.0", "expert.1"}
+    plan = SharingPlan.shared(family_of("ple, two levels").blueprint())
+    found = last_shared(plan.slice(["a", "b"]).slots, frozenset({"a", "b"}))
+    assert {plan.by_id[slot].spec.group for slot in found} == {"expert.1.shared.0", "expert.1.shared.1"}
 
 
 def test_a_layer_that_one_task_may_not_train_is_not_shared() -> None:

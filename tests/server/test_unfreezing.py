@@ -14,6 +14,8 @@ from common.errors import ConfigError
 from common.plan import SharingPlan
 from server.freezing_config import FreezingConfig
 from server.unfreezing import Schedule, SlotGroup, Stage, plan_of_round, resolve_schedule, trained_tasks
+from tests.common.families.cases import family_of
+from tests.common.families.tiny import text_family
 from tests.common.plan_strategies import glue_blueprint, plans
 
 GLUE = SharingPlan.shared(glue_blueprint(layers=3))
@@ -103,6 +105,17 @@ def test_gradual_opens_a_layer_at_a_time_from_the_top() -> None:
     assert [len(open_groups(schedule, r)) for r in range(1, 12)] == [1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 5]
     assert open_groups(schedule, 3) == ["layer.2", "head"]
     assert open_groups(schedule, 8) == ["layer.0", "layer.1", "layer.2", "head"]
+
+
+def test_gradual_opens_experts_and_gates_on_an_encoder_with_the_heads_and_without_one_after_them() -> None:
+    text = SharingPlan.shared(text_family(layers=1, experts={"number": 2}).blueprint())
+    schedule = schedule_of(text, gradual={})
+    assert open_groups(schedule, 1, text) == ["head", "expert.0", "expert.1", "gate"]
+    assert "pooler" in open_groups(schedule, 2, text)
+    tabular = SharingPlan.shared(family_of("omoe").blueprint())
+    schedule = schedule_of(tabular, gradual={})
+    assert open_groups(schedule, 1, tabular) == ["head"]
+    assert "expert.0" in open_groups(schedule, 2, tabular)
 
 
 def test_gradual_spends_no_round_on_what_is_frozen_anyway() -> None:

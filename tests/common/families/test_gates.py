@@ -65,6 +65,12 @@ def test_no_expert_takes_more_rows_than_its_capacity(top_k: int, capacity: float
     assert torch.isclose(sums, torch.ones(())).logical_or(sums == 0).all()
 
 
+def test_mixed_precision_counts_all_rows() -> None:
+    module = gate(4, top_k=1, capacity=2.0)
+    taken = module.route(torch.tensor([[1.0, 0.0, 0.0, 0.0]], dtype=torch.bfloat16).repeat(1000, 1)).shares
+    assert taken.sum(0).tolist() == [500, 0, 0, 0]
+
+
 def test_in_evaluation_no_row_is_turned_away_and_nothing_is_drawn() -> None:
     module = gate(top_k=2, capacity=0.1, noise=True, balance=1.0).eval()
     plain = gate(top_k=2)
