@@ -11,9 +11,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from common.families.base import GateUse
     from common.plan import Slot
-
-#: Blueprint groups of experts begin so; their slots travel only when a gate has used them.
-EXPERT_GROUPS = "expert."
+from common.selectors import EXPERT
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +72,7 @@ def unused(slot: Slot, gates: Mapping[str, Mapping[str, GateReport]]) -> bool:
         slot: of any group.
         gates: task to gate to what it did in the round.
     """
-    if not slot.spec.group.startswith(EXPERT_GROUPS):
+    if not slot.spec.group.startswith(EXPERT):
         return False
     masses = [
         report.mass[report.experts.index(slot.spec.group)]

@@ -17,11 +17,10 @@ from typing import Final
 
 from common.messages import GateReport, TaskContribution
 from common.plan import Slot
+from common.selectors import EXPERT
 from server.correction import Reweigh
 from server.weights import TaskWeights, omega
 
-#: Blueprint groups of experts begin so.
-EXPERT: Final = "expert."
 _OWN_EXPERT: Final = re.compile(r"expert\.\d+\.own\.(.+)\.\d+")
 _SHARED_GATE: Final = re.compile(r"\d+\.shared")
 

@@ -24,6 +24,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "ple, own experts at the end": ("ple", {"levels": [_NONE_OWN, _NONE_OWN, _LEVEL]}),
     "cross_stitch, by channel": ("cross_stitch", {"column": [6], "per_channel": True}),
     "cross_stitch": ("cross_stitch", {"column": [6, 5]}),
+    "soft_sharing": ("soft_sharing", {"column": [6, 5]}),
     "progressive": ("progressive", {"column": [6, 5], "adapter": 6}),
     "adversarial": ("adversarial", {"bottom": [6, 5], "column": [4]}),
     "soft_sharing, l2": ("soft_sharing", {"column": [6, 5]}),
