@@ -38,10 +38,10 @@ def work(arguments: argparse.Namespace) -> dict[str, float]:
     import torch
     from sklearn.metrics import roc_auc_score
 
-    from common.data import load_examples
+    from common.data import SplitName, load_examples
     from common.families import build_family
     from common.families.encoded_rows import EncodedRows
-    from common.families.mmoe import MMoEConfig
+    from common.families.expert_config import MMoEConfig
     from experiments.problems import load_problem
 
     torch.set_num_threads(arguments.threads)
@@ -57,7 +57,7 @@ def work(arguments: argparse.Namespace) -> dict[str, float]:
         }
     )
     family = build_family(config, problem.tasks, base_dir=ROOT)
-    splits: dict[str, dict[str, Any]] = {"train": {}, "test": {}}
+    splits: dict[SplitName, dict[str, Any]] = {"train": {}, "test": {}}
     for split, encoded in splits.items():
         for task in TASKS:
             limit = arguments.rows if split == "train" else 20_000

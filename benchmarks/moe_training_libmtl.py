@@ -101,10 +101,11 @@ def train(
         rows per second of the epochs after the first, of the first, and the trained model.
     """
     libmtl = load_libmtl()
+    trainer_class: Any = libmtl["Trainer"]
     inputs, experts, units, tower = sizes
     seconds: list[float] = []
 
-    class OnCpu(libmtl["Trainer"]):  # type: ignore[misc]  # an untyped class found at run time
+    class OnCpu(trainer_class):  # type: ignore[misc]  # found at run time
         def _prepare_model(self, *arguments: object) -> None:
             self.device = torch.device("cpu")
             super()._prepare_model(*arguments)
