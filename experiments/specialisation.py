@@ -142,8 +142,8 @@ def quartiles(name: str, numbers: NDArray[np.float64]) -> Coded:
     texts = [f"{edge:.6g}" for edge in edges]
     if not texts:
         return Coded(name, [f"{known[0]:.6g}", MISSING], codes.astype(np.int64))
-    between = [f"above {low}, to {high}" for low, high in itertools.pairwise(texts)]
-    return Coded(name, [f"to {texts[0]}", *between, f"above {texts[-1]}", MISSING], codes.astype(np.int64))
+    between = [f"above {low}, up to {high}" for low, high in itertools.pairwise(texts)]
+    return Coded(name, [f"up to {texts[0]}", *between, f"above {texts[-1]}", MISSING], codes.astype(np.int64))
 
 
 def by_expert(

@@ -28,6 +28,8 @@ INTRODUCTION = (
     "there is to beat.",
 )
 
+LIMITED = "Some of our runs on {} were on a part of the rows (--limit): these are no reproduction of anything."
+
 
 def census_section(groups: Sequence[Group]) -> Section | None:
     """Tables and plots for each published table with results of ours; None: there are none."""
@@ -35,6 +37,8 @@ def census_section(groups: Sequence[Group]) -> Section | None:
     paragraphs = list(INTRODUCTION)
     used: list[str] = []
     for published in PUBLISHED.values():
+        if any(run.settings.get("limit") for g in groups if g.dataset == published.dataset for _, run in g.runs):
+            paragraphs.append(LIMITED.format(published.dataset))
         own = _one_each([g for g in groups if g.dataset == published.dataset and g.federated is None])
         if not own:
             continue

@@ -24,6 +24,8 @@ INTRODUCTION = (
     "is all alike. The Jensen-Shannon distance compares the mean weights of two tasks: 0 where they are equal, 1 where "
     "they have no expert in common.",
 )
+#: Distances below are rounding: tasks that have one gate and the same rows are no distance apart.
+LEAST = 1e-6
 
 
 def gates_section(groups: Sequence[Group]) -> Section | None:
@@ -39,7 +41,7 @@ def gates_section(groups: Sequence[Group]) -> Section | None:
         parts.append(_load_figure(f"gates-{position}-load", f"{group.label}, seed {first.seed}", first.history[-1]))
         histories = [run.history for _, run in runs]
         parts.append(_course_figure(f"gates-{position}-course", group.label, histories, "entropy"))
-        if any(gate_distances(point) for history in histories for point in history):
+        if any(max(gate_distances(p).values(), default=0) > LEAST for history in histories for p in history):
             parts.append(_course_figure(f"gates-{position}-distance", group.label, histories, "distance"))
     if not parts:
         return None
@@ -88,13 +90,14 @@ def _load_figure(name: str, label: str, point: Point) -> Figure:
         "y": [plot_text(row) for row, _ in rows],
         "z": padded,
         "zmin": 0,
+        "zmax": max(value for row in padded for value in row if value is not None),
         "colorscale": SCALE,
         "colorbar": {"title": {"text": "mean weight"}},
         "xgap": 2,
         "ygap": 2,
         "hovertemplate": "%{y}<br>expert %{x}: %{z:.3f}<extra></extra>",
     }
-    vertical = axis("", type="category", autorange="reversed")
+    vertical = axis("", type="category", autorange="reversed", showgrid=False)
     table_rows: tuple[tuple[Value, ...], ...] = tuple(
         (row, *values, state.entropy) for (row, state), values in zip(rows, padded, strict=True)
     )
@@ -103,7 +106,7 @@ def _load_figure(name: str, label: str, point: Point) -> Figure:
         f"Mean weight that each gate gives its experts at the end of training: {label}. An empty field is an expert "
         "that the gate does not weigh.",
         (trace,),
-        layout(axis("expert", type="category"), vertical, height=170 + max(70, 34 * len(rows))),
+        layout(axis("expert", type="category", showgrid=False), vertical, height=170 + max(70, 34 * len(rows))),
         Table(f"Mean weights and entropy in nats: {label}", ("gate", *experts, "entropy"), table_rows),
     )
 

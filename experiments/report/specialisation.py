@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from experiments.report.groups import Group
 from experiments.report.markup import Figure, Section, Table, Value, plot_text
 from experiments.report.plots import SCALE, axis, layout
-from experiments.report.results import ExpertUse
+from experiments.report.results import ExpertUse, TrainResult
 
 INTRODUCTION = (
     "For every value of every input column: the mean weight that a gate gives an expert on the rows that have the "
@@ -31,14 +31,25 @@ def specialisation_section(groups: Sequence[Group]) -> Section | None:
             continue
         name, run = known[0]
         used.append(name)
-        gates = [(t, gate, use.experts) for t, own in run.specialisation.items() for gate, use in own.items()]
-        for place, (task, gate, experts) in enumerate(gates):
-            label = f"{group.label}, seed {run.seed}, task {task}, gate {gate}"
-            if any(expert.top for expert in experts):
-                parts.append(_lift_figure(f"experts-{position}-{place}", label, experts))
+        for place, (tasks, gate, experts) in enumerate(_gates(run)):
+            label = f"{group.label}, seed {run.seed}, gate {gate} of {' and '.join(tasks)}"
+            parts.append(_lift_figure(f"experts-{position}-{place}", label, experts))
     if not parts:
         return None
     return Section("experts", "Which inputs go to which expert", INTRODUCTION, tuple(parts), tuple(used))
+
+
+def _gates(run: TrainResult) -> list[tuple[list[str], str, list[ExpertUse]]]:
+    """The gates that prefer anything, each once: tasks with the same rows may share one."""
+    found: list[tuple[list[str], str, list[ExpertUse]]] = []
+    for task, gates in run.specialisation.items():
+        for gate, use in gates.items():
+            same = next((tasks for tasks, name, experts in found if (name, experts) == (gate, use.experts)), None)
+            if same is not None:
+                same.append(task)
+            elif any(expert.top for expert in use.experts):
+                found.append(([task], gate, use.experts))
+    return found
 
 
 def _lift_figure(name: str, label: str, experts: Sequence[ExpertUse]) -> Figure:
@@ -51,6 +62,7 @@ def _lift_figure(name: str, label: str, experts: Sequence[ExpertUse]) -> Figure:
         "y": [plot_text(text) for text in inputs],
         "z": [[own.get(text) for own in lifts] for text in inputs],
         "zmin": 1,
+        "zmax": max(top.lift for expert in experts for top in expert.top),
         "colorscale": SCALE,
         "colorbar": {"title": {"text": "lift"}},
         "xgap": 2,
@@ -69,13 +81,13 @@ def _lift_figure(name: str, label: str, experts: Sequence[ExpertUse]) -> Figure:
         for expert in experts
         for top in expert.top
     )
-    vertical = axis("", type="category", autorange="reversed")
+    vertical = axis("", type="category", autorange="reversed", showgrid=False)
     return Figure(
         name,
         f"The {SHOWN} inputs that each expert gets most above its average: {label}. Where a field is empty, the input "
         "is not in the expert's list.",
         (trace,),
-        layout(axis("expert", type="category"), vertical, height=160 + 22 * len(inputs)),
+        layout(axis("expert", type="category", showgrid=False), vertical, height=160 + 22 * len(inputs)),
         Table(f"Inputs per expert: {label}", ("expert", "mean weight", "input", "lift", "share of rows"), rows, 2),
     )
 

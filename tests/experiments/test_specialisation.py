@@ -137,13 +137,13 @@ def test_categories_are_numbered_as_met() -> None:
 
 def test_numbers_are_cut_at_their_quartiles_with_missing_ones_apart() -> None:
     found = quartiles("age", np.array([*range(1, 9), math.nan], dtype=np.float64))
-    assert found.values == ["to 2", "above 2, to 4", "above 4, to 6", "above 6", "missing"]
+    assert found.values == ["up to 2", "above 2, up to 4", "above 4, up to 6", "above 6", "missing"]
     assert np.bincount(found.codes).tolist() == [2, 2, 2, 2, 1]
 
 
 def test_a_number_that_most_rows_have_is_a_range_of_its_own() -> None:
     found = quartiles("gain", np.array([0.0] * 9 + [5000.0]))
-    assert found.values == ["to 0", "above 0", "missing"]
+    assert found.values == ["up to 0", "above 0", "missing"]
     assert found.codes.tolist() == [0] * 9 + [1]
 
 

@@ -58,6 +58,11 @@ def test_a_single_task_model_may_come_as_a_run_per_task() -> None:
     assert rows(section(*alone))["single_task"][:4] == ("0.9300", 0.93, "0.9800", 0.98)
 
 
+def test_runs_on_a_part_of_the_rows_are_said_to_be_no_reproduction() -> None:
+    assert not any("--limit" in text for text in section(train()).paragraphs)
+    assert any("--limit" in text for text in section(train(settings={"limit": 100})).paragraphs)
+
+
 def test_plots_show_ours_and_theirs_for_each_task() -> None:
     found = section(train(seed=0), train(seed=1))
     shown = [part for part in found.parts if isinstance(part, Figure)]
