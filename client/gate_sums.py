@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from common.selectors import EXPERT
+
 if TYPE_CHECKING:
     from common.families.base import GateUse
     from common.plan import Slot
-from common.selectors import EXPERT
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,6 +79,21 @@ def test_separate_pairs_train_beside_single_texts(pooling: str) -> None:
     one_round(family, data, SharingPlan.shared(family.blueprint()))
 
 
+@pytest.mark.parametrize("kind", ["omoe", "mmoe"])
+def test_experts_on_an_encoder_are_trained_and_their_gates_reported(kind: str) -> None:
+    experts = {"kind": kind, "number": 3, "hidden": [6], "gate": {"balance": 0.1}}
+    family = text_family("bert", experts=experts)
+    rows = {task: family.encode(task, texts(task)) for task in ("sst2", "qqp")}
+    plan = SharingPlan.shared(family.blueprint())
+    result = one_round(family, {task: TaskData(split, split) for task, split in rows.items()}, plan)
+    assert all(delta.any() for slot, delta in result.deltas.items() if slot.startswith(("experts.", "gate.")))
+    for task, report in result.reports.items():
+        ((gate, found),) = report.gates.items()
+        assert gate == ("gate" if kind == "omoe" else task)
+        assert found.experts == ("expert.0", "expert.1", "expert.2")
+        assert sum(found.mass) == pytest.approx(5)
+
+
 @pytest.mark.parametrize("separate", [False, True])
 def test_the_tabular_family_trains(separate: bool) -> None:
     family = census_family()
