@@ -24,6 +24,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -131,7 +132,7 @@ def _ours(family: Any, splits: Any, arguments: argparse.Namespace) -> tuple[floa
 
 
 def _libmtl(
-    features: dict[str, Any], labels: dict[str, Any], inputs: int, arguments: argparse.Namespace
+    features: Mapping[Any, Any], labels: Mapping[Any, Any], inputs: int, arguments: argparse.Namespace
 ) -> tuple[float, dict[str, Any]]:
     import torch
 
