@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from common.selectors import EXPERT
@@ -47,7 +48,7 @@ class GateSums:
             for gate, use in uses.items():
                 known = self._sums.get((task, gate))
                 if known is None:
-                    self._sums[task, gate] = (use.mass.detach().float().clone(), use.entropy.detach().float().clone())
+                    self._sums[task, gate] = (_summable(use.mass), _summable(use.entropy))
                 else:
                     known[0].add_(use.mass.detach())
                     known[1].add_(use.entropy.detach())
@@ -64,6 +65,12 @@ class GateSums:
                 self._experts(task)[gate], tuple(mass.tolist()), float(entropy) / examples[task]
             )
         return found
+
+
+def _summable(value: Tensor) -> Tensor:
+    """A copy that many passes can be added to: in float32 equal small terms all round alike, which over some ten
+    thousand passes goes beyond what the server allows (`server.gate_checks`). Apple's GPUs have nothing wider."""
+    return value.detach().to(torch.float32 if value.device.type == "mps" else torch.float64, copy=True)
 
 
 def unused(slot: Slot, gates: Mapping[str, Mapping[str, GateReport]]) -> bool:

@@ -72,7 +72,7 @@ def routing_weights(
     shares: dict[str, float] = {}
     for client_id in sorted(weights):
         masses = [
-            per_mass[task] * expert_mass(slot.spec.group, task, contribution.gates)
+            per_mass[task] * expert_mass(slot.spec.group, task, contribution.gates, slot.trained_by)
             for task, contribution in sorted(contributions[client_id].items())
             if task in per_mass and contribution.num_examples
         ]
@@ -82,26 +82,31 @@ def routing_weights(
     return {client_id: whole * (share / norm) for client_id, share in shares.items()}
 
 
-def expert_mass(expert: str, task: str, gates: Mapping[str, GateReport]) -> float:
+def expert_mass(
+    expert: str, task: str, gates: Mapping[str, GateReport], trained_by: frozenset[str] | None = None
+) -> float:
     """The mass that the gates gave an expert for one task's examples, over all gates that weigh it.
 
     In PLE a task's own experts (``expert.L.own.TASK.N``) take it from their own task's gate and examples alone. Below
     the top level the shared gates (``L.shared``) weigh them for the examples of every task, and with three levels or
     more other tasks' examples pass their task's gate, too: that trains them, on clients of any task, but has no say in
-    them.
+    them. Where that task has no part in the slot (`federation.mode: per_task`: each task has a copy of all experts)
+    nobody else has a say, and the mass of all gates counts.
 
     Args:
         expert: the blueprint group of the expert.
         task: the task.
         gates: gate to its report, of that task.
+        trained_by: the tasks that may train the slot; None: all.
     """
     own = _OWN_EXPERT.fullmatch(expert)
-    if own is not None and own[1] != task:
+    owner = None if own is None or (trained_by is not None and own[1] not in trained_by) else own[1]
+    if owner is not None and owner != task:
         return 0.0
     return math.fsum(
         mass
         for gate, report in sorted(gates.items())
-        if own is None or not _SHARED_GATE.fullmatch(gate)
+        if owner is None or not _SHARED_GATE.fullmatch(gate)
         for listed, mass in zip(report.experts, report.mass, strict=True)
         if listed == expert
     )

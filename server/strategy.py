@@ -38,8 +38,11 @@ def initial_plan(
         correction: ``scaffold`` adds the control variates.
 
     Raises:
-        ConfigError: a selector matches nothing, or nothing is left for SCAFFOLD to correct.
+        ConfigError: a selector matches nothing, nothing is left for SCAFFOLD to correct, or a task would get a copy of
+            its own of what only other tasks train.
     """
+    if mode == "per_task":
+        _require_own_training(blueprint)
     plan = SharingPlan.shared(blueprint) if mode == "mtl" else SharingPlan.separate(blueprint)
     try:
         at_home = select(resident, blueprint.parameters)
@@ -52,3 +55,14 @@ def initial_plan(
     if corrected == plan:
         raise ConfigError("federation.correction: scaffold: no parameter both travels and is trained")
     return corrected
+
+
+def _require_own_training(blueprint: Blueprint) -> None:
+    """Refuse copies that nobody would train, as of the columns that later tasks of `progressive` read."""
+    for spec in blueprint.parameters:
+        if spec.trained_by and (readers := sorted(spec.used_by - spec.trained_by)):
+            raise ConfigError(
+                f"federation.mode: per_task: family {blueprint.family!r} has task {readers[0]!r} read {spec.name!r}, "
+                f"which only {', '.join(sorted(spec.trained_by))} can train, so a copy of its own would stay as it was "
+                "drawn; allowed is mode: mtl, or a family whose tasks train all that they read, such as single_task"
+            )

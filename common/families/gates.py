@@ -6,6 +6,7 @@ B rows, F inputs, E experts.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -118,7 +119,16 @@ class Gate(nn.Linear):
         return self._config.balance * importance.var(correction=0) / importance.mean().square()
 
 
-def total(penalties: list[Tensor | None]) -> Tensor | None:
-    """The sum of what gates ask for; None where none asks for anything."""
-    found = [penalty for penalty in penalties if penalty is not None]
+def mean_penalty(parts: Iterable[tuple[Tensor | None, float]]) -> Tensor | None:
+    """The mean over all rows of what gates ask for; None where none asks for anything.
+
+    Penalties of a pass are means over its rows, so that they add up to the same in however many pieces a step comes
+    (`client.micro_batches`), whichever tasks these hold.
+
+    Args:
+        parts: the penalty of some rows (None: nothing), and how many they are.
+    """
+    known = list(parts)
+    rows = sum(count for _, count in known)
+    found = [penalty * (count / rows) for penalty, count in known if penalty is not None]
     return torch.stack(found).sum() if found else None

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from common.families.base import GateUse
 from common.families.experts import ExpertStack, mixed, read
-from common.families.gates import Gate, total
+from common.families.gates import Gate, mean_penalty
 from common.families.layers import rows_of
 
 
@@ -22,7 +22,7 @@ class Mixture:
 
     Attributes:
         hidden: task to (B_k, H), what its head reads.
-        penalty: the sum of what the gates ask for, a scalar; None: nothing.
+        penalty: what the gates ask for, a scalar, a mean over the rows; None: nothing.
         gates: task to gate to what it did with the task's rows.
     """
 
@@ -72,6 +72,6 @@ def with_a_gate_each(
     }
     return Mixture(
         {task: mixed(routing[task].weights, [rows_of(outputs, rows)]) for task, rows in parts.items()},
-        total([of_task.penalty for of_task in routing.values()]),
+        mean_penalty((of_task.penalty, of_task.weights.shape[-2]) for of_task in routing.values()),
         {task: {task: of_task.use()} for task, of_task in routing.items()},
     )

@@ -18,12 +18,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, cast
 
+import torch
 from torch import Tensor, nn
 
 from common.families.base import GateUse, TrainingPass
 from common.families.expert_config import GateConfig, LevelConfig, PLEConfig
 from common.families.experts import ExpertStack, mixed, read
-from common.families.gates import Gate, Routing, total
+from common.families.gates import Gate, Routing, mean_penalty
 from common.families.module_blueprint import Place
 from common.families.tabular_model import TabularDescription, TabularModel, head_place
 
@@ -164,29 +165,40 @@ class PLEModel(TabularModel[PLEConfig]):
         by_rows: dict[tuple[int | None, int | None, int | None], list[str]] = {}
         for task, rows in parts.items():
             by_rows.setdefault((rows.start, rows.stop, rows.step), []).append(task)
-        found = [self._pass(tasks, batch["features"][parts[tasks[0]]]) for tasks in by_rows.values()]
+        features = [batch["features"][parts[tasks[0]]] for tasks in by_rows.values()]
+        found = [self._pass(tasks, rows) for tasks, rows in zip(by_rows.values(), features, strict=True)]
         return TrainingPass(
             {task: output for one in found for task, output in one.outputs.items()},
-            total([one.penalty for one in found]),
+            mean_penalty(
+                (one.penalty, len(one.outputs) * len(rows)) for one, rows in zip(found, features, strict=True)
+            ),
             {task: gates for one in found for task, gates in one.gates.items()},
         )
 
     def _pass(self, tasks: Sequence[str], features: Tensor) -> TrainingPass:
         """All levels for rows that these tasks have in common."""
         streams = Streams(features, dict.fromkeys(self._streams(0, tasks), features))
-        penalties: list[Tensor | None] = []
+        asked: dict[str, Tensor | None] = {}
         uses: dict[str, dict[str, GateUse]] = {task: {} for task in tasks}
         for place, level in enumerate(self.levels):
             streams, of_tasks, of_all = level(streams, self._gated(place, tasks), self.dropout)
             found = {f"{place}.own.{task}": routing for task, routing in of_tasks.items()}
             if of_all is not None:
                 found[f"{place}.shared"] = of_all
-            penalties += [routing.penalty for routing in found.values()]
+            asked |= {name: routing.penalty for name, routing in found.items()}
             used = {name: routing.use() for name, routing in found.items()}
             for task in tasks:
                 uses[task] |= {name: used[name] for name in self.gates(task) if name in used}
         outputs = {task: self.heads[task](streams.of_task[task]) for task in tasks}
-        return TrainingPass(outputs, total(penalties), uses)
+        # Every task pays for the gates that its rows pass.
+        penalties = [
+            penalty * len(self._passing(name, tasks)) for name, penalty in asked.items() if penalty is not None
+        ]
+        return TrainingPass(outputs, torch.stack(penalties).sum() / len(tasks) if penalties else None, uses)
+
+    def _passing(self, gate: str, tasks: Sequence[str]) -> list[str]:
+        """Those of the tasks whose rows pass a gate."""
+        return [task for task in tasks if gate in self.gates(task)]
 
     def gates(self, task: str) -> Mapping[str, tuple[str, ...]]:
         """The gates that the task's rows pass, ``<l>.own.<task>`` and ``<l>.shared``, and in models of three levels or

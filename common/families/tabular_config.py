@@ -62,7 +62,14 @@ class TabularConfig(StrictModel):
             raise ValueError("no input column; declare some under numeric or categorical")
         if both := self.numeric.keys() & self.categorical.keys():
             raise ValueError(f"declared both numeric and categorical: {sorted(both)}")
+        if self.missing != self.missing.strip():
+            raise ValueError(f"missing: {self.missing!r} has blanks around it, and fields are read without; drop them")
         for name, values in self.categorical.items():
+            if wrong := [value for value in values if not value or value != value.strip()]:
+                raise ValueError(
+                    f"categorical column {name!r}: {wrong[0]!r} is empty or has blanks around it; fields are read "
+                    "without blanks, and an empty one is a missing value, so it would never be found"
+                )
             if len(set(values)) != len(values):
                 raise ValueError(f"categorical column {name!r} lists a value twice")
             if self.missing in values:

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from client.batches import Batch
+from client.gate_sums import GateSums
 from client.loss import task_loss
 from client.objective import Objective
 from client.slot_model import SlotModel
 from client.trainer import LocalResult, LocalTrainer
+from common.families.base import GateUse
 from common.training import Position, TrainSettings
 from tests.client.tiny_experts import EXPERTS, ExpertFamily
 from tests.client.tiny_family import TASKS, shared_slice, tiny_data, values_of
@@ -104,3 +106,13 @@ def test_task_by_task_each_has_the_penalty_of_its_own_pass() -> None:
     assert own
     for slot_id in own:
         torch.testing.assert_close(found[slot_id], expected[slot_id], rtol=1e-4, atol=1e-6, msg=slot_id)
+
+
+def test_sums_of_a_huge_round_keep_what_each_pass_adds() -> None:
+    """In float32 an expert of 2^24 examples would grow no more."""
+    sums = GateSums(lambda _: {"gate": ("expert.0",)})
+    for mass in (2.0**24, *[0.75] * 8):
+        sums.add({"mood": {"gate": GateUse(torch.tensor([mass]), torch.tensor(mass))}})
+    report = sums.reports({"mood": 1})["mood"]["gate"]
+    assert report.mass == (2.0**24 + 6,)
+    assert report.entropy == 2.0**24 + 6

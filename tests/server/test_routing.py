@@ -142,6 +142,20 @@ def test_a_shared_gate_of_ple_decides_on_shared_experts_and_not_on_a_tasks_own()
     assert expert_mass(shared, "a", gates) == expert_mass(shared, "b", gates) == 4.0
 
 
+def test_a_model_per_task_moves_its_copy_of_the_experts_named_after_other_tasks() -> None:
+    """As nobody else could; all of its gates count there."""
+    group = "expert.0.own.a.0"
+    report = GateReport(experts=(group, "expert.0.shared.0"), mass=(4.0, 6.0), entropy=0.0)
+    done = {
+        client_id: {
+            "b": TaskContribution(num_examples=10, num_steps=1, loss=0.0, seconds=0.0, gates={"0.shared": report})
+        }
+        for client_id in "pq"
+    }
+    weights = routing_weights(Slot(spec(group), frozenset("b")), {"p": 0.5, "q": 0.5}, done)
+    assert weights == {"p": 0.5, "q": 0.5}
+
+
 PLAN = SharingPlan.shared(
     Blueprint("tiny", ("a", "b"), (spec("expert.0"), spec("expert.1"), spec("expert.2"), spec("body")))
 )

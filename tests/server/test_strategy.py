@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from common.blueprint import Blueprint, ParameterSpec
 from common.control_variates import is_control, with_controls
 from common.errors import ConfigError
 from common.plan import SharingPlan
@@ -41,3 +42,12 @@ def test_scaffold_adds_control_variates_for_what_travels() -> None:
     assert not any(is_control(slot.spec) for slot in plan.slots if slot.parameter.startswith("head"))
     with pytest.raises(ConfigError, match="scaffold: no parameter both travels and is trained"):
         initial_plan("mtl", BLUEPRINT, ["everything"], "scaffold")
+
+
+def test_a_copy_that_no_data_of_its_task_would_train_is_refused() -> None:
+    """As of the columns that later tasks of `progressive` read."""
+    read = ParameterSpec("columns.mood", (2,), "float32", frozenset(BLUEPRINT.tasks), frozenset({"mood"}), "layer.0")
+    blueprint = Blueprint("columns", BLUEPRINT.tasks, (*BLUEPRINT.parameters, read))
+    assert initial_plan("mtl", blueprint).of("columns.mood")
+    with pytest.raises(ConfigError, match=r"per_task.*task 'topic' read 'columns.mood'.*only mood.*mode: mtl"):
+        initial_plan("per_task", blueprint)

@@ -54,6 +54,9 @@ def test_the_configuration_survives_being_written_and_read() -> None:
         ({"family": "shared_bottom"}, "no input column"),
         ({"family": "shared_bottom", "numeric": {"a": {"std": 0}}}, "greater than 0"),
         ({"family": "shared_bottom", "numeric": {"a": {"mean": float("nan")}}}, "finite"),
+        ({"family": "shared_bottom", "categorical": {"a": ["x", " y"]}}, "'a': ' y' is empty or has blanks around it"),
+        ({"family": "shared_bottom", "categorical": {"a": [""]}}, "'a': '' is empty"),
+        ({"family": "shared_bottom", "numeric": {"a": {}}, "missing": " ?"}, "missing: ' \\?' has blanks around it"),
         (
             {"family": "shared_bottom", "numeric": {"a": {}}, "categorical": {"a": ["x"]}},
             "both numeric and categorical",

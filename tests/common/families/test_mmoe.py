@@ -29,13 +29,23 @@ def test_gates_differ_unless_they_are_tied() -> None:
     torch.testing.assert_close(found.gates["a"]["a"].entropy, -(weights * weights.log()).sum())
 
 
-def test_every_gate_pays_for_its_own_balance() -> None:
-    family = tabular("mmoe", experts=EXPERTS, gate={"balance": 1.0})
+@pytest.mark.parametrize("levels", [1, 2])
+def test_a_pass_in_pieces_of_single_tasks_pays_for_balance_as_a_whole_does(levels: int) -> None:
+    """A penalty is a mean over the rows of the pass, the step's mean is over all (`client.micro_batches`)."""
+    own = {"shared": EXPERTS, "own": {"number": 1, "hidden": [5]}}
+    section = {"experts": EXPERTS} if levels == 1 else {"levels": [own] * 2}
+    family = tabular("mmoe" if levels == 1 else "ple", **section, gate={"balance": 1.0})
     model = loaded(family)
-    together = model.training_pass({"a": slice(0, 4), "b": slice(2, 6)}, batch()).penalty
-    alone = [
-        model.training_pass({task: rows}, batch()).penalty for task, rows in (("a", slice(0, 4)), ("b", slice(2, 6)))
-    ]
+    places = {"a": slice(0, 4), "b": slice(4, 6)}
+    together = model.training_pass(places, batch()).penalty
+    alone = {task: model.training_pass({task: rows}, batch()).penalty for task, rows in places.items()}
     assert together is not None
-    assert together.item() == pytest.approx(sum(penalty.item() for penalty in alone if penalty is not None))
+    assert alone["a"] is not None
+    assert alone["b"] is not None
+    assert together.item() == pytest.approx((4 * alone["a"].item() + 2 * alone["b"].item()) / 6)
+    same = model.training_pass({"a": slice(0, 4), "b": slice(0, 4)}, batch()).penalty
+    other = model.training_pass({"b": slice(0, 4)}, batch()).penalty
+    assert same is not None
+    assert other is not None
+    assert same.item() == pytest.approx((alone["a"].item() + other.item()) / 2)
     assert loaded(family).eval().training_pass({"a": slice(0, 6)}, batch()).penalty is None
