@@ -22,7 +22,7 @@ Schedule = Literal["linear", "cosine", "constant"]
 ExpertWeights = Literal["routing", "examples"]
 #: Rows of a step; fewer where each of several clients has only a part of them.
 CENTRAL_BATCH: Final = 512
-FEDERATED_BATCH: Final = 128
+FEDERATED_BATCH: Final = 64
 
 
 @dataclass(frozen=True)
