@@ -42,30 +42,32 @@ def publish(results: Iterable[TrainResult], out: Path | None, *, track: bool, as
 
 def results_table(results: Sequence[TrainResult]) -> Table:
     """A row per result: its metrics on the test rows, and what they cost."""
-    table = Table(title=f"{results[0].dataset}, on test rows")
-    columns = list(
-        dict.fromkeys(
-            (task, name)
-            for result in results
-            for task, row in result.test.items()
-            for name in row
-            if name not in ("loss", "examples")
-        )
-    )
-    table.add_column("model")
-    for heading in ("seed", "epochs", "parameters", *(f"{task} {name}" for task, name in columns), "s", "examples/s"):
+    named = [(result, _metrics(result)) for result in results]
+    metrics = list(dict.fromkeys(name for _, row in named for name in row))
+    table = Table(title=f"{results[0].dataset}, on test rows", title_justify="left")
+    for heading in ("model", "trained"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("seed", "epochs", "parameters", *metrics, "s", "rows/s"):
         table.add_column(heading, justify="right")
-    for result in results:
-        model = result.model if result.federated is None else f"{result.model}, {result.federated} clients"
-        model += f" ({result.partition})" if result.partition else ""
-        values = [result.test.get(task, {}).get(name) for task, name in columns]
+    for result, row in named:
+        trained = "centrally" if result.federated is None else f"{result.federated} clients, {result.partition}"
         table.add_row(
-            model,
+            result.model,
+            trained,
             str(result.seed),
             str(result.epochs),
             f"{result.parameters:,}",
-            *("" if value is None else f"{value:.4f}" for value in values),
-            f"{result.seconds:.1f}",
+            *(f"{row[name]:.4f}" if name in row else "" for name in metrics),
+            f"{result.seconds:.0f}",
             f"{result.examples_per_second:,.0f}",
         )
     return table
+
+
+def _metrics(result: TrainResult) -> dict[str, float]:
+    """Test metrics by task and name; of a classification AUC alone where there is one."""
+    found: dict[str, float] = {}
+    for task, row in result.test.items():
+        names = [name for name in row if name not in ("loss", "examples")]
+        found |= {f"{task} {name}": row[name] for name in (["auc"] if "auc" in names else names)}
+    return found
