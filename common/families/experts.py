@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 if TYPE_CHECKING:
     from common.families.gates import Gate
@@ -59,16 +58,16 @@ class ExpertStack(nn.ModuleList):
         """The layers after the first.
 
         Args:
-            hidden: (B, E * H), what the first gives.
+            hidden: (E * H, B), what the first gives.
             dropout: applied after every layer.
 
         Returns:
             (B, E, H) of the last layer.
         """
-        values = hidden.view(*hidden.shape[:-1], len(self), self.widths[0])
+        values = hidden.unflatten(-2, (len(self), self.widths[0]))
         if len(self.widths) == 1:
-            return values
-        values = values.transpose(-3, -2)
+            return values.movedim(-1, -3)
+        values = values.transpose(-2, -1)
         for index in range(1, len(self.widths)):
             weights, biases = self.layer(index)
             products = torch.baddbmm(torch.stack(biases).unsqueeze(1), values, torch.stack(weights).transpose(1, 2))
@@ -102,9 +101,12 @@ def read(
         weights += of_gate[0]
         biases += of_gate[1]
     widths = [sum(sizes), *(gate.width for gate in gates)]
-    first, *products = torch.split(functional.linear(values, torch.cat(weights), torch.cat(biases)), widths, dim=-1)
-    hidden = torch.split(dropout(torch.relu(first)), sizes, dim=-1) if stacks else ()
-    return [stack.deeper(part, dropout) for stack, part in zip(stacks, hidden, strict=True)], products
+    # Rows are the last dimension in memory, so that what belongs to one expert or gate is one piece of it.
+    all_products = torch.addmm(torch.cat(biases).unsqueeze(1), torch.cat(weights), values.t())
+    first, *products = torch.split(all_products, widths)
+    hidden = torch.split(dropout(torch.relu(first)), sizes) if stacks else ()
+    outputs = [stack.deeper(part, dropout) for stack, part in zip(stacks, hidden, strict=True)]
+    return outputs, [product.t() for product in products]
 
 
 def mixed(weights: Tensor, outputs: Sequence[Tensor]) -> Tensor:
@@ -118,6 +120,8 @@ def mixed(weights: Tensor, outputs: Sequence[Tensor]) -> Tensor:
         (B, H).
     """
     parts = torch.split(weights, [output.shape[-2] for output in outputs], dim=-1)
-    # A sum of products is two to three times as fast as many matrix products of one row each.
-    sums = [(part.unsqueeze(-1) * output).sum(-2) for part, output in zip(parts, outputs, strict=True)]
-    return sums[0] if len(sums) == 1 else torch.stack(sums).sum(0)
+    # A sum of products is two to three times as fast as many matrix products of one row each; in the layout of `read`.
+    sums = [
+        (part.t().unsqueeze(1) * output.permute(1, 2, 0)).sum(0) for part, output in zip(parts, outputs, strict=True)
+    ]
+    return (sums[0] if len(sums) == 1 else torch.stack(sums).sum(0)).t()

@@ -84,14 +84,14 @@ class Gate(nn.Linear):
             logits = logits + torch.randn_like(logits) * functional.softplus(widths)
         limited = config.capacity is not None and self.training
         if self._chosen == experts and not limited:
-            weights = torch.softmax(logits, dim=-1)
+            weights = _over_experts(logits)
             return Routing(weights, weights, self._balance(weights))
         chosen = torch.zeros_like(logits).scatter(-1, logits.topk(self._chosen, dim=-1).indices, 1.0)
         kept = chosen * (chosen.cumsum(0) <= self._capacity(len(logits))) if limited else chosen
         if self._chosen == 1 < experts:
-            full = torch.softmax(logits, dim=-1)
+            full = _over_experts(logits)
             return Routing(full * kept, kept, self._balance(full, chosen))
-        weights = torch.softmax(logits.masked_fill(chosen == 0, -torch.inf), dim=-1)
+        weights = _over_experts(logits.masked_fill(chosen == 0, -torch.inf))
         penalty = self._balance(weights)
         if limited:
             weights = weights * kept
@@ -117,6 +117,12 @@ class Gate(nn.Linear):
             return self._config.balance * self.out_features * (chosen.mean(0) * weights.mean(0)).sum()
         importance = weights.sum(0)
         return self._config.balance * importance.var(correction=0) / importance.mean().square()
+
+
+def _over_experts(logits: Tensor) -> Tensor:
+    """The softmax of each row of (B, E), in the memory layout of `common.families.experts.read`: several times as fast
+    as over a short last dimension."""
+    return torch.softmax(logits.t(), dim=0).t()
 
 
 def mean_penalty(parts: Iterable[tuple[Tensor | None, float]]) -> Tensor | None:
