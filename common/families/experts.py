@@ -64,9 +64,9 @@ class ExpertStack(nn.ModuleList):
         Returns:
             (B, E, H) of the last layer.
         """
-        values = hidden.unflatten(-2, (len(self), self.widths[0]))
+        values = hidden.view(len(self), self.widths[0], hidden.shape[-1])
         if len(self.widths) == 1:
-            return values.movedim(-1, -3)
+            return values.permute(2, 0, 1)
         values = values.transpose(-2, -1)
         for index in range(1, len(self.widths)):
             weights, biases = self.layer(index)
