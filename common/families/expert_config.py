@@ -5,12 +5,15 @@ Imports neither torch nor transformers.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
 from common.families.tabular_config import FlexibleWidths, TabularConfig, Widths
 from common.strict_model import StrictModel
+
+#: Experts that one gate may weigh: as many as fit a client's report of it (`common.messages.GateReport`).
+MOST_EXPERTS: Final = 256
 
 
 class GateConfig(StrictModel):
@@ -46,7 +49,9 @@ class GateConfig(StrictModel):
         return self
 
     def check_number(self, experts: int) -> None:
-        """Refuse a gate over fewer experts than it chooses."""
+        """Refuse a gate over fewer experts than it chooses, or over more than can be reported."""
+        if experts > MOST_EXPERTS:
+            raise ValueError(f"there is a gate over {experts} experts; allowed are {MOST_EXPERTS}")
         if self.top_k is not None and self.top_k > experts:
             raise ValueError(f"gate.top_k is {self.top_k}, and there is a gate over only {experts} experts")
 

@@ -21,8 +21,9 @@ from typing import Final, cast
 import torch
 from torch import Tensor, nn
 
+from common.errors import ConfigError
 from common.families.base import GateUse, TrainingPass
-from common.families.expert_config import GateConfig, LevelConfig, PLEConfig
+from common.families.expert_config import MOST_EXPERTS, GateConfig, LevelConfig, PLEConfig
 from common.families.experts import ExpertStack, mixed, read
 from common.families.gates import Gate, Routing, mean_penalty
 from common.families.module_blueprint import Place
@@ -157,6 +158,7 @@ class PLEModel(TabularModel[PLEConfig]):
                 )
             )
             width = level.shared.hidden[-1]
+        self._check_shared_gates()
         self.dropout = nn.Dropout(config.dropout)
         self.heads = self.towers(width)
 
@@ -195,6 +197,15 @@ class PLEModel(TabularModel[PLEConfig]):
             penalty * len(self._passing(name, tasks)) for name, penalty in asked.items() if penalty is not None
         ]
         return TrainingPass(outputs, torch.stack(penalties).sum() / len(tasks) if penalties else None, uses)
+
+    def _check_shared_gates(self) -> None:
+        for place, level in enumerate(self.config.levels[:-1]):
+            experts = level.shared.number + level.own.number * len(self.all_tasks)
+            if experts > MOST_EXPERTS:
+                raise ConfigError(
+                    f"model.levels.{place}: its shared gate would weigh {experts} experts, {level.shared.number} "
+                    f"shared and {level.own.number} of each of {len(self.all_tasks)} tasks; allowed are {MOST_EXPERTS}"
+                )
 
     def _passing(self, gate: str, tasks: Sequence[str]) -> list[str]:
         """Those of the tasks whose rows pass a gate."""

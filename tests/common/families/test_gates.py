@@ -173,6 +173,7 @@ def test_experts_side_by_side_are_each_expert_alone(widths: list[int]) -> None:
         ({"gate": {"noise": True}}, "noise is for gates that choose"),
         ({"gate": {"capacity": 1.0}}, "capacity is for gates that choose"),
         ({"gate": {"top_k": 9}}, "top_k is 9, and there is a gate over only 8"),
+        ({"experts": {"number": 257}}, "a gate over 257 experts; allowed are 256"),
     ],
 )
 def test_a_gate_that_makes_no_sense_is_refused(section: dict[str, object], said: str) -> None:

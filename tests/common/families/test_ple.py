@@ -7,6 +7,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from common.errors import ConfigError
 from common.families.expert_config import PLEConfig
 from tests.common.families.tabular import TASKS, batch, loaded, outputs, tabular
 
@@ -85,3 +86,10 @@ def test_experts_that_one_gate_sums_must_have_equal_widths() -> None:
 def test_no_gate_may_choose_more_experts_than_it_has() -> None:
     with pytest.raises(ValidationError, match="top_k is 3, and there is a gate over only 2"):
         tabular("ple", levels=[LEVEL, {**LEVEL, "own": {"number": 0}}], gate={"top_k": 3})
+
+
+def test_no_shared_gate_may_weigh_more_experts_than_can_be_reported() -> None:
+    many = {**LEVEL, "own": {"number": 85, "hidden": [5]}}
+    assert tabular("ple", levels=[LEVEL, many]).blueprint().parameters, "the last level has no shared gate"
+    with pytest.raises(ConfigError, match=r"levels\.0: .* weigh 257 experts, 2 shared and 85 of each of 3 tasks"):
+        tabular("ple", levels=[many, LEVEL]).blueprint()
