@@ -9,6 +9,7 @@ from typing import Final
 from common.errors import UpdateRejected
 from common.messages import GateReport, UpdateHeader
 from common.plan import SharingPlan
+from common.selectors import EXPERT
 from server.routing import is_expert
 
 #: The weights of an example add up to 1, up to the rounding of sums of many of them in float32.
@@ -29,7 +30,8 @@ def check_gates(header: UpdateHeader, plan: SharingPlan, *, needed: bool) -> Non
         UpdateRejected: `malformed`, with task and gate.
     """
     for task, done in sorted(header.tasks.items()):
-        known = {spec.group for spec in plan.blueprint.used_by(task)} if done.gates else frozenset[str]()
+        used = plan.blueprint.used_by(task) if done.gates else ()
+        known = {spec.group for spec in used if spec.group.startswith(EXPERT)}
         for gate, report in sorted(done.gates.items()):
             if wrong := _wrong_with(report, done.num_examples, known):
                 raise UpdateRejected("malformed", f"gate {gate!r} of task {task!r}: {wrong}")
@@ -38,8 +40,10 @@ def check_gates(header: UpdateHeader, plan: SharingPlan, *, needed: bool) -> Non
 
 
 def _wrong_with(report: GateReport, examples: int, known: AbstractSet[str]) -> str:
+    if not report.experts:
+        return "it weighs no expert"
     if foreign := sorted(set(report.experts) - known):
-        return f"it weighs {foreign[0]!r}, which is no group of parameters that the task uses"
+        return f"it weighs {foreign[0]!r}, which is no group of parameters of an expert that the task uses"
     if len(set(report.experts)) != len(report.experts):
         return "it lists an expert twice"
     if len(report.mass) != len(report.experts):
@@ -49,7 +53,8 @@ def _wrong_with(report: GateReport, examples: int, known: AbstractSet[str]) -> s
     # An example's weights, which add up to 1 at most, have an entropy of 1/e at most for each expert.
     if not _LEAST_ENTROPY <= report.entropy <= len(report.experts):
         return f"the entropy of {len(report.experts)} weights can't be {report.entropy}"
-    if (total := math.fsum(report.mass)) > examples * MOST_PER_EXAMPLE:
+    # Two that are finite may add up to what is not.
+    if (total := sum(report.mass)) > examples * MOST_PER_EXAMPLE:
         return f"its mass of {total:g} is more than its {examples} examples can give"
     return ""
 
