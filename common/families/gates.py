@@ -87,7 +87,8 @@ class Gate(nn.Linear):
             weights = _over_experts(logits)
             return Routing(weights, weights, self._balance(weights))
         chosen = torch.zeros_like(logits).scatter(-1, logits.topk(self._chosen, dim=-1).indices, 1.0)
-        kept = chosen * (chosen.cumsum(0) <= self._capacity(len(logits))) if limited else chosen
+        # Counted in integers: of floats CUDA has no running sum that `training.deterministic` would allow.
+        kept = chosen * (chosen.int().cumsum(0) <= self._capacity(len(logits))) if limited else chosen
         if self._chosen == 1 < experts:
             full = _over_experts(logits)
             return Routing(full * kept, kept, self._balance(full, chosen))

@@ -65,6 +65,20 @@ def test_no_expert_takes_more_rows_than_its_capacity(top_k: int, capacity: float
     assert torch.isclose(sums, torch.ones(())).logical_or(sums == 0).all()
 
 
+def test_capacity_is_counted_in_integers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA refuses a running sum of floats under `training.deterministic`, the default."""
+    counted: list[torch.dtype] = []
+    running_sum = torch.Tensor.cumsum
+
+    def noting(values: Tensor, dim: int) -> Tensor:
+        counted.append(values.dtype)
+        return running_sum(values, dim)
+
+    monkeypatch.setattr(torch.Tensor, "cumsum", noting)
+    gate(top_k=2, capacity=1.0)(values(6))
+    assert counted == [torch.int32]
+
+
 def test_mixed_precision_counts_all_rows() -> None:
     module = gate(4, top_k=1, capacity=2.0)
     taken = module.route(torch.tensor([[1.0, 0.0, 0.0, 0.0]], dtype=torch.bfloat16).repeat(1000, 1)).shares
