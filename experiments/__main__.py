@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import signal
+import sys
 from collections.abc import Mapping
 from typing import Annotated, Any, Final
 
@@ -48,9 +50,7 @@ class Commands(typer.core.TyperGroup):
             return super().invoke(ctx)
 
 
-app = typer.Typer(
-    cls=Commands, add_completion=False, pretty_exceptions_enable=False, help=__doc__, no_args_is_help=True
-)
+app = typer.Typer(cls=Commands, add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 
 
 @app.callback()
@@ -69,8 +69,16 @@ def _loaded(name: str) -> Any:  # noqa: ANN401  # click's command, which typer b
     return typer.main.get_command(alone)
 
 
+def _ended(number: int, _frame: object) -> None:
+    sys.exit(128 + number)
+
+
 if __name__ == "__main__":
     # Before torch is imported: idle worker threads should sleep, not spin, beside client processes.
     os.environ.setdefault("KMP_BLOCKTIME", "0")
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if "OMP_WAIT_POLICY" not in os.environ:
+        # They spin for some microseconds first, see client/__main__.py.
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    # As if by Ctrl-C: the processes of a federation end with this one, and its folder is removed.
+    signal.signal(signal.SIGTERM, _ended)
     app(prog_name="python -m experiments")

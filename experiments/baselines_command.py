@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from experiments.out_folder import made_folder
 from experiments.training import TrainPlan, train
 
 if TYPE_CHECKING:
@@ -16,20 +17,27 @@ if TYPE_CHECKING:
 
 
 def command(
-    dataset: Annotated[str, typer.Option(help="A shipped problem, or a problem's YAML file.")] = "census-kdd",
-    data: Annotated[Path | None, typer.Option(help="Folder of the data set's files.")] = None,
+    dataset: Annotated[
+        str, typer.Option(help="census-kdd, census-kdd-education, adult, or a problem's YAML file.")
+    ] = "census-kdd",
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the data set's files.", show_default="FEDMTL_DATA or ./data; a YAML file's own"),
+    ] = None,
     trees: Annotated[int, typer.Option(min=1, help="Trees of a boosted model.")] = 300,
     leaves: Annotated[int, typer.Option(min=2, help="Most leaves of a tree.")] = 63,
     tree_rate: Annotated[float, typer.Option(min=1e-6, max=1, help="Learning rate of the boosting.")] = 0.05,
     epochs: Annotated[int, typer.Option(min=1, help="Passes of the networks over the training rows.")] = 6,
     seed: Annotated[int, typer.Option(min=0, help="Of all random choices.")] = 0,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. [all cores]")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.", show_default="all cores")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many rows of each split.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for a JSON file of each result.")] = None,
     track: Annotated[bool, typer.Option("--track/--no-track", help="Keep results in MLflow's local store.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="End with one line of JSON.")] = False,
 ) -> None:
     """Train the baselines and measure them on the test rows."""
+    if out is not None:
+        made_folder(out)
     # Imported here, as they need what takes a second.
     from experiments.baselines import Boosting, boosted
     from experiments.problems import load_problem

@@ -5,22 +5,26 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 
+from common.arguments import several_at_once
 from common.durable import DURABLE
 from common.errors import ConfigError
 from experiments.batched import Schedule
 from experiments.cell_store import CellStore
 from experiments.correlation_sweep import CORRELATIONS, Sweep, choose_rates, run_sweep
+from experiments.out_folder import made_folder
 from experiments.relations import Losses, relations, table
 from experiments.synthetic import SyntheticSpec
 from experiments.synthetic_family import known_families
 
 #: The families of the paper's figure, and one that shares nothing.
-PAPER = "single_task,shared_bottom,omoe,mmoe"
+PAPER: Final = ("single_task", "shared_bottom", "omoe", "mmoe")
+Command = several_at_once("--families")
 
 
 def command(
@@ -28,7 +32,7 @@ def command(
     values: Annotated[
         str, typer.Option(help="Correlations of the tasks: cosines of their weight vectors, -1 to 1, with commas.")
     ] = ",".join(map(str, CORRELATIONS)),
-    families: Annotated[str, typer.Option(help="Families with commas, or all.")] = PAPER,
+    families: Annotated[list[str] | None, typer.Option(help="Families, or all.", show_default=" ".join(PAPER))] = None,
     seeds: Annotated[int, typer.Option(help="Models of each family and correlation.")] = 8,
     steps: Annotated[int, typer.Option(help="Minibatches of 256 rows in each training.")] = Schedule.steps,
     learning_rates: Annotated[
@@ -42,14 +46,14 @@ def command(
 ) -> None:
     """Train every family on tasks of every correlation, and say which of the paper's findings hold."""
     sweep = Sweep(
-        families=known_families() if families == "all" else tuple(part.strip() for part in families.split(",")),
+        families=_families(families),
         correlations=_numbers("--values", values),
         seeds=seeds,
         learning_rates=_numbers("--learning-rates", learning_rates),
         schedule=Schedule(steps=steps),
         tasks=SyntheticSpec(0.0, inputs=inputs, train=train_rows, test=test_rows),
     )
-    store, began = CellStore(out / "cells", sweep.cell_settings), time.monotonic()
+    store, began = CellStore(made_folder(out) / "cells", sweep.cell_settings), time.monotonic()
     run_sweep(sweep, store, threads or _cores())
     found = _result(sweep, store, time.monotonic() - began)
     DURABLE.replace(out / "correlation.json", (json.dumps(found) + "\n").encode())
@@ -77,6 +81,13 @@ def _result(sweep: Sweep, store: CellStore, seconds: float) -> dict[str, Any]:
         "cells": cells,
         "relations": relations_found,
     }
+
+
+def _families(given: Sequence[str] | None) -> tuple[str, ...]:
+    if given is None:
+        return PAPER
+    names = tuple(part.strip() for text in given for part in text.split(","))
+    return known_families() if names == ("all",) else names
 
 
 def _cores() -> int:

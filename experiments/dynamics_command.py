@@ -9,21 +9,29 @@ from typing import Annotated
 
 import typer
 
-from experiments.models import model_name
+from experiments.models import MODELS, model_name
+from experiments.out_folder import made_folder
 from experiments.training import Schedule, TrainPlan
 
 log = logging.getLogger("fedmtl.experiments")
 
 
 def command(
-    model: Annotated[str, typer.Option(help="Such as mmoe or SharedBottomModel.")] = "mmoe",
-    dataset: Annotated[str, typer.Option(help="A shipped problem, or a problem's YAML file.")] = "census-kdd",
-    data: Annotated[Path | None, typer.Option(help="Folder of the data set's files.")] = None,
+    model: Annotated[
+        str, typer.Option(help=f"One of {', '.join(MODELS)}, or a name such as SharedBottomModel.")
+    ] = "mmoe",
+    dataset: Annotated[
+        str, typer.Option(help="census-kdd, census-kdd-education, adult, or a problem's YAML file.")
+    ] = "census-kdd",
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the data set's files.", show_default="FEDMTL_DATA or ./data; a YAML file's own"),
+    ] = None,
     weights: Annotated[
         list[str] | None,
         typer.Option(
-            help="Weights of the tasks' losses, such as income=4,marital=1; once for each training. "
-            "[all alike, then each task in turn with 4]"
+            help="Weights of the tasks' losses, such as income=4,marital=1; once for each training.",
+            show_default="all alike, then each task in turn with 4",
         ),
     ] = None,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training rows.")] = 6,
@@ -31,7 +39,7 @@ def command(
     learning_rate: Annotated[float, typer.Option(min=1e-9, max=10, help="Of AdamW, at its peak.")] = 2e-3,
     schedule: Annotated[Schedule, typer.Option(help="How the learning rate goes on from its peak.")] = "linear",
     seed: Annotated[int, typer.Option(min=0, help="Of first values and batches.")] = 0,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. [all cores]")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.", show_default="all cores")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many rows of each split.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for a JSON file, which the report reads.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="End with one line of JSON.")] = False,
@@ -47,6 +55,8 @@ def command(
         threads=threads,
         limit=limit,
     )
+    if out is not None:
+        made_folder(out)
     # Imported here, as torch takes a second that a mistyped command should not.
     from experiments.dynamics import parse_weights, train_dynamics, usual_weightings
     from experiments.problems import load_problem

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from common.data import Shard, SplitName, load_examples, sharding
 from common.data.config import FileFormat, FilesSource
 from common.data.locate import locate, read_split
-from common.errors import ConfigError
+from common.errors import ConfigError, DataError
 from common.seeds import derive_seed
 from experiments.rows import input_columns
 
@@ -62,6 +62,10 @@ def write_organisations(
     for split in SPLITS:
         by_column = partition if partition != "iid" and split == "train" else None
         table, by_value = _table(problem, tasks, split, seed, by_column)
+        if table.num_rows < count:
+            raise DataError(
+                f"{problem.name}: {count} organisations can't divide {table.num_rows} {split} rows: each needs one"
+            )
         for number, path in enumerate(folders):
             shard = Shard(number, count)
             mine = (

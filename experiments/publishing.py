@@ -33,11 +33,20 @@ def publish(results: Iterable[TrainResult], out: Path | None, *, track: bool, as
         if out is not None:
             log.info("wrote %s", result.write(out))
         if track:
-            keep(result)
+            _kept(result)
     Console(width=None if sys.stdout.isatty() else 120).print(results_table(done))
     if as_json:
         line = done[0].to_json() if len(done) == 1 else json.dumps({"results": [asdict(result) for result in done]})
         sys.stdout.write(line + "\n")
+
+
+def _kept(result: TrainResult) -> None:
+    """Track it; a store that fails, whatever it raises, takes nothing else of the result along."""
+    try:
+        keep(result)
+    except Exception as error:  # noqa: BLE001  # MLflow lets those of databases and networks through
+        said = (str(error).splitlines() or [""])[0]
+        log.warning("%s is not tracked: MLflow's store fails: %s: %s", result.name, type(error).__name__, said)
 
 
 def results_table(results: Sequence[TrainResult]) -> Table:

@@ -3,25 +3,43 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
-from experiments.models import model_name
+from common.arguments import several_at_once
+from common.errors import ConfigError
+from experiments.models import MODELS, model_name
 from experiments.organisations import Partition
+from experiments.out_folder import made_folder
 from experiments.training import CENTRAL_BATCH, FEDERATED_BATCH, ExpertWeights, Schedule, TrainPlan, train
+
+#: Every client is a process with a copy of torch: a quarter of a gigabyte of memory.
+MOST_CLIENTS: Final = 100
+Command = several_at_once("--model", "--models")
 
 
 def command(
     model: Annotated[
         list[str] | None,
         typer.Option(
-            "--model", "--models", help="Such as mmoe or SharedBottomModel; several with commas between them. [mmoe]"
+            "--model",
+            "--models",
+            help=f"One or several of {', '.join(MODELS)}, or a name such as SharedBottomModel.",
+            show_default="mmoe",
         ),
     ] = None,
-    dataset: Annotated[str, typer.Option(help="A shipped problem, or a problem's YAML file.")] = "census-kdd",
-    data: Annotated[Path | None, typer.Option(help="Folder of the data set's files.")] = None,
-    federated: Annotated[int | None, typer.Option(min=1, help="Train in a federation of so many clients.")] = None,
+    dataset: Annotated[
+        str, typer.Option(help="census-kdd, census-kdd-education, adult, or a problem's YAML file.")
+    ] = "census-kdd",
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the data set's files.", show_default="FEDMTL_DATA or ./data; a YAML file's own"),
+    ] = None,
+    federated: Annotated[
+        int | None,
+        typer.Option(min=1, max=MOST_CLIENTS, help="Train in a federation of so many clients, each a process."),
+    ] = None,
     partition: Annotated[Partition, typer.Option(help="How rows are divided among clients.")] = "iid",
     expert_weights: Annotated[
         ExpertWeights | None, typer.Option(help="What experts' updates weigh by: what gates sent them, or examples.")
@@ -29,20 +47,27 @@ def command(
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training rows.")] = 6,
     local_epochs: Annotated[float, typer.Option(min=0.01, help="Passes of a client in one round.")] = 1.0,
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help=f"Rows of a step. [{CENTRAL_BATCH}; federated {FEDERATED_BATCH}]")
+        int | None,
+        typer.Option(min=1, help="Rows of a step.", show_default=f"{CENTRAL_BATCH}; federated {FEDERATED_BATCH}"),
     ] = None,
     learning_rate: Annotated[float, typer.Option(min=1e-9, max=10, help="Of AdamW, at its peak.")] = 2e-3,
     schedule: Annotated[Schedule, typer.Option(help="How the learning rate goes on from its peak.")] = "linear",
     seed: Annotated[int, typer.Option(min=0, help="Of first values, batches and division.")] = 0,
     target_task: Annotated[str | None, typer.Option(help="Train and measure this task alone.")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. [all cores; a client: one]")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads.", show_default="all cores; a client: one")
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many rows of each split.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for a JSON file of each result.")] = None,
     track: Annotated[bool, typer.Option("--track/--no-track", help="Keep results in MLflow's local store.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="End with one line of JSON.")] = False,
 ) -> None:
     """Train models and measure them on the test rows."""
-    names = [model_name(name) for text in model or ["mmoe"] for name in text.split(",") if name]
+    names = [model_name(name.strip()) for text in model or ["mmoe"] for name in text.split(",")]
+    if again := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        raise ConfigError(f"--model: {', '.join(again)}: each once")
+    if out is not None:
+        made_folder(out)
     plan = TrainPlan(
         epochs=epochs,
         learning_rate=learning_rate,

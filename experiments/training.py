@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from common.data.config import FilesSource
 from common.errors import ConfigError
 from experiments.models import model_section
 from experiments.organisations import Partition
@@ -75,6 +76,8 @@ def train(name: str, problem: Problem, plan: TrainPlan) -> TrainResult:
     from experiments.rows import limited
 
     tasks = limited(_chosen(problem, plan.target_task), plan.limit)
+    if any(isinstance(task.data, FilesSource) and task.data.test is None for task in tasks.values()):
+        raise ConfigError(f"{problem.source}: files.test is not given: results are measured on its rows")
     config = model_section(name, problem.inputs, tasks)
     measured = (
         _central(problem, config, tasks, plan) if plan.federated is None else _federated(problem, config, tasks, plan)

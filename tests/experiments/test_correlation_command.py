@@ -55,3 +55,10 @@ def test_numbers_that_are_none_are_refused(tmp_path: Path) -> None:
     found = call(tmp_path, "--values", "0.5,high")
     assert found.exit_code == 2
     assert "--values: '0.5,high'" in found.stderr
+
+
+def test_families_may_stand_side_by_side(tmp_path: Path) -> None:
+    # All that are given are wanted, not only the last.
+    found = call(tmp_path, "--families", "omoe", "nonesuch")
+    assert found.exit_code == 2
+    assert "['nonesuch'] unknown" in found.stderr

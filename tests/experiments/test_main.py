@@ -65,3 +65,11 @@ def test_help_names_every_command_and_imports_no_torch() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert all(name in done.stdout for name in COMMANDS)
+
+
+def test_help_shows_defaults_that_depend(monkeypatch: pytest.MonkeyPatch) -> None:
+    # In brackets inside a help text they would be taken for markup and vanish.
+    monkeypatch.delitem(sys.modules, "experiments.train_command")
+    shown = CliRunner().invoke(app, ["train", "--help"], env={"COLUMNS": "200"}).stdout
+    for said in ("[default: (mmoe)]", "[default: (all cores; a client: one)]", "single_task, shared_bottom"):
+        assert said in shown

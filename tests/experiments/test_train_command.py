@@ -57,6 +57,9 @@ def test_a_target_task_is_trained_alone(tmp_path: Path) -> None:
         (("--model", "momoe"), "allowed are single_task"),
         (("--target-task", "age"), "people has the tasks income, marital"),
         (("--federated", "2", "--local-epochs", "0.7"), "no whole number of rounds"),
+        (("--federated", "61"), "61 organisations can't divide 60 validation rows"),
+        (("--models", "mmoe", "MultiGateMixtureOfExperts"), "mmoe: each once"),
+        (("--model", ""), "allowed are single_task"),
     ],
 )
 def test_what_makes_no_sense_is_a_usage_error(tmp_path: Path, words: tuple[str, ...], said: str) -> None:
@@ -64,6 +67,14 @@ def test_what_makes_no_sense_is_a_usage_error(tmp_path: Path, words: tuple[str, 
     done = CliRunner().invoke(app, ["train", "--dataset", source, "--no-track", *words])
     assert done.exit_code == 2
     assert said in done.stderr
+
+
+def test_a_federation_without_test_rows_is_refused_before_it_is_run(tmp_path: Path) -> None:
+    source = write_people(tmp_path)
+    source.write_text(source.read_text().replace(", test: test.csv", ""))
+    done = CliRunner().invoke(app, ["train", "--dataset", str(source), "--no-track", "--federated", "2"])
+    assert done.exit_code == 2
+    assert "files.test is not given" in done.stderr
 
 
 def test_a_federation_of_real_processes_is_measured_like_central_training(tmp_path: Path) -> None:
