@@ -41,7 +41,8 @@ def write_family(description: Mapping[str, Any], assets: Mapping[str, bytes], fo
         (folder / name).write_bytes(content)
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in assets.items()}
     record = {"description": description, "assets": sorted(assets), "sha256": digests}
-    (folder / DESCRIPTION_FILE).write_text(json.dumps(record, indent=1, sort_keys=True), encoding="utf-8")
+    # As they are ordered: columns are a model's inputs, and tasks its columns, in the order in which they are declared.
+    (folder / DESCRIPTION_FILE).write_text(json.dumps(record, indent=1), encoding="utf-8")
 
 
 def read_family(folder: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
