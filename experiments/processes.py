@@ -119,7 +119,7 @@ def _address(server: subprocess.Popen[str], errors: Path) -> str:
 
 def _wait(processes: Mapping[str, subprocess.Popen[str]], folder: Path) -> None:
     """Until all have ended well; one that fails would leave the others waiting for it."""
-    running = dict(processes)
+    running, rounds = dict(processes), 0
     while running:
         for name, process in processes.items():
             if (code := process.poll()) is None:
@@ -127,7 +127,16 @@ def _wait(processes: Mapping[str, subprocess.Popen[str]], folder: Path) -> None:
             if code:
                 raise RunFailed(f"{name} ended with exit code {code}:\n{_tail(folder / f'{name}.log')}")
             running.pop(name, None)
+        rounds = _told(folder / "run" / "model", rounds)
         time.sleep(WATCH_S if running else 0)
+
+
+def _told(models: Path, known: int) -> int:
+    """The newest round of which there is a model; it is logged if it was not known."""
+    found = max((int(path.stem.removeprefix("round-")) for path in models.glob("round-*.safetensors")), default=0)
+    if found > known:
+        log.info("round %d is done", found)
+    return max(found, known)
 
 
 def _tail(path: Path) -> str:

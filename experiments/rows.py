@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from common.data import SplitName, load_examples
 from common.data.checks import check_labels
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
     from common.tasks import TaskSpec
     from experiments.problems import Problem
 
+log = logging.getLogger("fedmtl.experiments")
+#: A regression whose labels have a root mean square beyond these is told of.
+USUAL_LABELS: Final = (0.05, 20.0)
 #: Rows that are kept to be looked at, beside their encoded form.
 SHOWN: Final = 5000
 SPLITS: Final[tuple[SplitName, ...]] = ("train", "validation", "test")
@@ -102,6 +107,18 @@ def encoded_rows(problem: Problem, family: Family, tasks: Mapping[str, TaskSpec]
     return Rows(**{split: encoded_split(problem, family, tasks, split, seed) for split in SPLITS})
 
 
+def _tell_of_scale(task: str, labels: NDArray[Any]) -> None:
+    size = float(np.sqrt(np.mean(np.square(labels, dtype=np.float64))))
+    if not USUAL_LABELS[0] <= size <= USUAL_LABELS[1]:
+        log.warning(
+            "task %s: its labels are of the size %.3g, and its loss is the square of what is wrong in that unit: beside "
+            "it other tasks count for %s. Give labels in a unit in which they are of about the size 1",
+            task,
+            size,
+            "nothing" if size > 1 else "all",
+        )
+
+
 def encoded_split(
     problem: Problem, family: Family, tasks: Mapping[str, TaskSpec], split: SplitName, seed: int
 ) -> Split:
@@ -111,6 +128,8 @@ def encoded_split(
     done: list[tuple[Examples, EncodedRows]] = []
     for name, examples in examples_of(problem, tasks, split, seed).items():
         shown[name] = examples.take(range(min(SHOWN, len(examples))))
+        if split == "train" and tasks[name].kind == "regression":
+            _tell_of_scale(name, examples.labels)
         same = next((encoded for other, encoded in done if other.columns is examples.columns), None)
         if same is not None:
             dtype = np.float32 if tasks[name].kind == "regression" else np.int64

@@ -5,6 +5,7 @@ The programs are stand-ins that start at once: what is tested is how they are be
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
@@ -58,3 +59,23 @@ def test_a_server_that_does_not_start_is_told_with_its_log(tmp_path: Path, monke
     monkeypatch.setattr(processes, "ROOT", tmp_path)
     with pytest.raises(RunFailed, match="the server did not start:\nmodel: missing"):
         run_federation({}, [Organisation("org-00", ["income"], tmp_path)], tmp_path)
+
+
+def test_rounds_are_told_as_they_are_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = """
+import os, sys
+folder = sys.argv[sys.argv.index("--run-dir") + 1]
+os.makedirs(folder + "/model")
+for name in ("model/round-00000.safetensors", "model/round-00002.safetensors"):
+    open(folder + "/" + name, "w").close()
+open(folder + "/summary.json", "w").write("{}")
+print("ready url=http://127.0.0.1:8771 run_dir=" + folder, flush=True)
+sys.stdin.read()
+"""
+    programs(tmp_path, server, "")
+    monkeypatch.setattr(processes, "ROOT", tmp_path)
+    with caplog.at_level(logging.INFO, logger="fedmtl.experiments"):
+        assert run_federation({}, [Organisation("org-00", ["income"], tmp_path)], tmp_path) == {}
+    assert [line for line in caplog.messages if "round" in line] == ["round 2 is done"]

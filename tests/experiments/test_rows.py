@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,9 @@ from common.data import load_examples
 from common.errors import DataError
 from common.families import build_family
 from common.families.tabular_config import SharedBottomConfig
+from experiments.problems import load_problem
 from experiments.rows import encoded_split, examples_of, input_columns, limited
-from tests.experiments.people import people
+from tests.experiments.people import people, write_people
 
 
 def test_tasks_read_together_are_what_each_is_when_read_alone(tmp_path: Path) -> None:
@@ -55,3 +57,25 @@ def test_a_limit_takes_the_same_rows_of_every_task(tmp_path: Path) -> None:
         some = examples_of(problem, limited(problem.tasks, 20), split, 0)
         assert len(some["income"]) == 20
         np.testing.assert_array_equal(some["income"].rows, some["marital"].rows)
+
+
+@pytest.mark.parametrize(("unit", "told"), [("1", False), ("1000", True)])
+def test_a_regression_in_a_unit_that_drowns_other_tasks_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, unit: str, told: bool
+) -> None:
+    source = write_people(tmp_path)
+    source.write_text(
+        source.read_text().replace('{label: marital, labels: {never: "n", married: "y"}}', "{label: due}")
+    )
+    for name in ("train", "valid", "test"):
+        file = tmp_path / f"{name}.csv"
+        first, *rows = file.read_text().splitlines()
+        file.write_text("\n".join([f"{first},due", *(f"{row},{unit}" for row in rows)]))
+    problem = load_problem(str(source), None)
+    config = SharedBottomConfig.model_validate(
+        {"family": "shared_bottom", "bottom": [2], "tower": [2], **problem.inputs}
+    )
+    family = build_family(config, problem.tasks, base_dir=tmp_path)
+    with caplog.at_level(logging.WARNING, logger="fedmtl.experiments"):
+        encoded_split(problem, family, problem.tasks, "train", 0)
+    assert ("task marital: its labels are of the size 1e+03" in caplog.text) == told
