@@ -111,8 +111,8 @@ def _tell_of_scale(task: str, labels: NDArray[Any]) -> None:
     size = float(np.sqrt(np.mean(np.square(labels, dtype=np.float64))))
     if not USUAL_LABELS[0] <= size <= USUAL_LABELS[1]:
         log.warning(
-            "task %s: its labels are of the size %.3g, and its loss is the square of what is wrong in that unit: beside "
-            "it other tasks count for %s. Give labels in a unit in which they are of about the size 1",
+            "task %s: its labels are of the size %.3g, and its loss is the square of what is wrong in that unit: "
+            "beside it other tasks count for %s. Give labels in a unit in which they are of about the size 1",
             task,
             size,
             "nothing" if size > 1 else "all",
