@@ -78,4 +78,4 @@ sys.stdin.read()
     monkeypatch.setattr(processes, "ROOT", tmp_path)
     with caplog.at_level(logging.INFO, logger="fedmtl.experiments"):
         assert run_federation({}, [Organisation("org-00", ["income"], tmp_path)], tmp_path) == {}
-    assert [line for line in caplog.messages if "round" in line] == ["round 2 is done"]
+    assert [line for line in caplog.messages if line.startswith("round")] == ["round 2 is done"]
