@@ -37,6 +37,7 @@ log = logging.getLogger("fedmtl.experiments")
 #: Families whose tasks are trained one after the other, each with the earlier ones' parameters as they are.
 IN_SEQUENCE: Final = frozenset({"progressive"})
 CPU: Final = torch.device("cpu")
+MOMENTUM: Final = 0.9
 
 
 @dataclass(frozen=True)
@@ -69,9 +70,15 @@ class Trained:
 
 
 def train_settings(
-    epochs: float, batch_size: int, learning_rate: float, schedule: str = "linear", threads: int | None = None
+    epochs: float,
+    batch_size: int,
+    learning_rate: float,
+    schedule: str = "linear",
+    threads: int | None = None,
+    optimizer: str = "adamw",
 ) -> TrainSettings:
-    """How experiments train: AdamW without decay, warm-up or clipping, all tasks of a row in one step.
+    """How experiments train: AdamW, or SGD with momentum 0.9; no decay, warm-up or clipping; all tasks of a row in one
+    step.
 
     Raises:
         pydantic.ValidationError: a value is out of its range.
@@ -83,6 +90,8 @@ def train_settings(
             "learning_rate": learning_rate,
             "schedule": schedule,
             "threads": threads,
+            "optimizer": optimizer,
+            "momentum": MOMENTUM if optimizer == "sgd" else 0.0,
             "head_learning_rate": 1.0,
             "weight_decay": 0.0,
             "warmup": 0.0,

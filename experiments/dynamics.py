@@ -115,7 +115,7 @@ def train_dynamics(name: str, problem: Problem, plan: TrainPlan, weightings: Seq
     tasks = limited(problem.tasks, plan.limit)
     config = model_section(name, problem.inputs, tasks)
     batch_size = plan.batch_size or CENTRAL_BATCH
-    alike = train_settings(plan.epochs, batch_size, plan.learning_rate, plan.schedule, plan.threads)
+    alike = train_settings(plan.epochs, batch_size, plan.peak_rate, plan.schedule, plan.threads)
     runs: list[WeightedRun] = []
     rows = None
     for weights in weightings:

@@ -12,7 +12,16 @@ from common.errors import ConfigError
 from experiments.models import MODELS, model_name
 from experiments.organisations import Partition
 from experiments.out_folder import made_folder
-from experiments.training import CENTRAL_BATCH, FEDERATED_BATCH, ExpertWeights, Schedule, TrainPlan, train
+from experiments.training import (
+    CENTRAL_BATCH,
+    FEDERATED_BATCH,
+    PEAK_RATE,
+    ExpertWeights,
+    Optimizer,
+    Schedule,
+    TrainPlan,
+    train,
+)
 
 #: Every client is a process with a copy of torch: a quarter of a gigabyte of memory.
 MOST_CLIENTS: Final = 100
@@ -45,12 +54,24 @@ def command(
         ExpertWeights | None, typer.Option(help="What experts' updates weigh by: what gates sent them, or examples.")
     ] = None,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training rows.")] = 6,
-    local_epochs: Annotated[float, typer.Option(min=0.01, help="Passes of a client in one round.")] = 1.0,
+    local_epochs: Annotated[float, typer.Option(min=0.01, help="Passes of a client in one round.")] = 0.25,
     batch_size: Annotated[
         int | None,
         typer.Option(min=1, help="Rows of a step.", show_default=f"{CENTRAL_BATCH}; federated {FEDERATED_BATCH}"),
     ] = None,
-    learning_rate: Annotated[float, typer.Option(min=1e-9, max=10, help="Of AdamW, at its peak.")] = 2e-3,
+    optimizer: Annotated[
+        Optimizer | None,
+        typer.Option(help="AdamW, or SGD with momentum 0.9.", show_default="adamw; federated sgd"),
+    ] = None,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(
+            min=1e-9,
+            max=10,
+            help="At its peak.",
+            show_default=", ".join(f"{rate:g} of {name}" for name, rate in PEAK_RATE.items()),
+        ),
+    ] = None,
     schedule: Annotated[Schedule, typer.Option(help="How the learning rate goes on from its peak.")] = "linear",
     seed: Annotated[int, typer.Option(min=0, help="Of first values, batches and division.")] = 0,
     target_task: Annotated[str | None, typer.Option(help="Train and measure this task alone.")] = None,
@@ -70,6 +91,7 @@ def command(
         made_folder(out)
     plan = TrainPlan(
         epochs=epochs,
+        optimizer=optimizer,
         learning_rate=learning_rate,
         schedule=schedule,
         seed=seed,

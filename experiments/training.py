@@ -21,9 +21,12 @@ if TYPE_CHECKING:
 
 Schedule = Literal["linear", "cosine", "constant"]
 ExpertWeights = Literal["routing", "examples"]
+Optimizer = Literal["adamw", "sgd"]
 #: Rows of a step; fewer where each of several clients has only a part of them.
 CENTRAL_BATCH: Final = 512
 FEDERATED_BATCH: Final = 64
+#: Peak learning rate where none is given.
+PEAK_RATE: Final[Mapping[Optimizer, float]] = {"adamw": 2e-3, "sgd": 0.3}
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,9 @@ class TrainPlan:
 
     Attributes:
         epochs: passes over the training rows.
-        learning_rate: of AdamW, at its peak.
+        optimizer: None: `adamw`, and in a federation `sgd` with momentum, whose short rounds would each begin with an
+            AdamW that has seen nothing: its first steps are as long in every direction as the rate allows.
+        learning_rate: at its peak; None: `PEAK_RATE`.
         schedule: how it goes on from there.
         seed: of first values, batches and division.
         batch_size: rows per step; None: `CENTRAL_BATCH` or `FEDERATED_BATCH`.
@@ -46,7 +51,8 @@ class TrainPlan:
     """
 
     epochs: int = 6
-    learning_rate: float = 2e-3
+    optimizer: Optimizer | None = None
+    learning_rate: float | None = None
     schedule: Schedule = "linear"
     seed: int = 0
     batch_size: int | None = None
@@ -55,8 +61,18 @@ class TrainPlan:
     limit: int | None = None
     federated: int | None = None
     partition: Partition = "iid"
-    local_epochs: float = 1.0
+    local_epochs: float = 0.25
     expert_weights: ExpertWeights | None = None
+
+    @property
+    def chosen_optimizer(self) -> Optimizer:
+        """The optimiser, also where none is given."""
+        return self.optimizer or ("adamw" if self.federated is None else "sgd")
+
+    @property
+    def peak_rate(self) -> float:
+        """The learning rate at its peak, also where none is given."""
+        return self.learning_rate or PEAK_RATE[self.chosen_optimizer]
 
 
 def train(name: str, problem: Problem, plan: TrainPlan) -> TrainResult:
@@ -109,7 +125,9 @@ def _central(
     from experiments.measuring import tested
 
     batch_size = plan.batch_size or CENTRAL_BATCH
-    settings = train_settings(plan.epochs, batch_size, plan.learning_rate, plan.schedule, plan.threads)
+    settings = train_settings(
+        plan.epochs, batch_size, plan.peak_rate, plan.schedule, plan.threads, plan.chosen_optimizer
+    )
     trained = train_centrally(problem, config, tasks, settings, plan.seed)
     test, specialisation = tested(trained.model(), trained.family, trained.rows.test, settings)
     return {
@@ -134,7 +152,9 @@ def _federated(
     batch_size = plan.batch_size or FEDERATED_BATCH
     rounds = rounds_for(plan.epochs, plan.local_epochs)
     federation = Federation(plan.federated, plan.partition, rounds, plan.expert_weights)
-    settings = train_settings(plan.local_epochs, batch_size, plan.learning_rate, plan.schedule, plan.threads or 1)
+    settings = train_settings(
+        plan.local_epochs, batch_size, plan.peak_rate, plan.schedule, plan.threads or 1, plan.chosen_optimizer
+    )
     with tempfile.TemporaryDirectory(prefix="fedmtl-") as folder:
         done = train_federated(problem, config, tasks, settings, federation, plan.seed, Path(folder))
     further = {
@@ -160,7 +180,8 @@ def _settings(config: AnyTabularConfig, plan: TrainPlan, batch_size: int) -> dic
     inputs = {"numeric", "categorical", "missing"}
     return {
         "batch_size": batch_size,
-        "learning_rate": plan.learning_rate,
+        "optimizer": plan.chosen_optimizer,
+        "learning_rate": plan.peak_rate,
         "schedule": plan.schedule,
         "threads": plan.threads,
         "limit": plan.limit,

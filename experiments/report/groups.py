@@ -14,7 +14,7 @@ from experiments.report.plots import family_order
 from experiments.report.results import TrainResult
 
 #: Settings by which runs are told apart where some differ in them, beside the number of epochs.
-TOLD_APART: Final = ("expert_weights", "learning_rate", "batch_size", "schedule", "local_epochs", "limit")
+TOLD_APART: Final = ("expert_weights", "optimizer", "learning_rate", "batch_size", "schedule", "local_epochs", "limit")
 
 
 @dataclass(frozen=True)
