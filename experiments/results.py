@@ -63,6 +63,8 @@ class TrainResult:
             parts += [f"federated{self.federated}", str(self.partition)]
         if (weights := self.settings.get("expert_weights")) not in (None, "routing"):
             parts.append(f"by-{weights}")
+        if (limit := self.settings.get("limit")) is not None:
+            parts.append(f"of-{limit}")
         return "-".join(parts)
 
     def to_json(self) -> str:
