@@ -97,7 +97,7 @@ class Objective:
             for portion in passes(rows, self._lengths) if by_length else [rows]:
                 for piece in pieces(Batch(portion, batch.same_rows), self._settings.micro_batch_size):
                     found, penalty = self._losses(piece, divisors, whole)
-                    weighted = [loss * self._weights.of(task) for task, loss in found.items()]
+                    weighted = [_times(loss, self._weights.of(task)) for task, loss in found.items()]
                     torch.autograd.backward([*weighted, *penalty])
                     _add(losses, found)
         self._weights.learn(losses, {})
@@ -125,7 +125,7 @@ class Objective:
         return losses
 
     def _losses(
-        self, piece: Batch, divisors: Mapping[str, Tensor], whole: int
+        self, piece: Batch, divisors: Mapping[str, Tensor | float], whole: int
     ) -> tuple[dict[str, Tensor], list[Tensor]]:
         """What a piece adds to each task's mean loss over the step, and to the penalty if there is one, with its graph.
 
@@ -158,13 +158,15 @@ class Objective:
             return dict.fromkeys(rows, slice(None)), self._splits[first].collate(indices)
         return places(rows), join({task: (self._splits[task], indices) for task, indices in rows.items()})
 
-    def _divisors(self, batch: Batch) -> dict[str, Tensor]:
+    def _divisors(self, batch: Batch) -> dict[str, Tensor | float]:
         """What each task's sum of losses is divided by: the whole step's weight, in however many pieces it comes."""
         weights = self._row_weights(batch.rows)
-        return {
-            task: loss_weight(self._tasks[task], self._labels(task, rows), weights.get(task))
-            for task, rows in batch.rows.items()
-        }
+        return {task: self._divisor(task, rows, weights.get(task)) for task, rows in batch.rows.items()}
+
+    def _divisor(self, task: str, rows: Indices, weights: Tensor | None) -> Tensor | float:
+        if weights is None and self._tasks[task].class_weights is None:
+            return float(len(rows))  # which takes no look at the labels
+        return loss_weight(self._tasks[task], self._labels(task, rows), weights)
 
     def _labels(self, task: str, rows: Indices) -> Tensor:
         return self._splits[task].labels[torch.from_numpy(rows)]
@@ -194,6 +196,10 @@ class Objective:
 def _add(losses: dict[str, Tensor], found: Mapping[str, Tensor]) -> None:
     for task, loss in found.items():
         losses[task] = losses[task] + loss.detach() if task in losses else loss.detach()
+
+
+def _times(loss: Tensor, weight: Tensor | float) -> Tensor:
+    return loss if isinstance(weight, float) and weight == 1 else loss * weight
 
 
 def _scaled(gradients: dict[str, Tensor], weight: Tensor | float) -> dict[str, Tensor]:
