@@ -78,8 +78,8 @@ def test_a_federation_without_test_rows_is_refused_before_it_is_run(tmp_path: Pa
 
 
 def test_a_federation_of_real_processes_is_measured_like_central_training(tmp_path: Path) -> None:
-    words = ("--model", "mmoe", "--federated", "2", "--epochs", "1", "--local-epochs", "1")
-    words += ("--batch-size", "8", "--optimizer", "adamw", "--learning-rate", "0.02")
+    words = ["--model", "mmoe", "--federated", "2", "--epochs", "1", "--local-epochs", "1"]
+    words += ["--batch-size", "8", "--optimizer", "adamw", "--learning-rate", "0.02"]
     found = run(tmp_path, *words, "--partition", "iid")
     assert (found["federated"], found["partition"], found["settings"]["rounds"]) == (2, "iid", 1)
     assert [entry["round"] for entry in found["history"]] == [0, 1]
