@@ -19,6 +19,9 @@ from common.seeds import derive_numpy
 Verdict = Literal["yes", "no", "unclear"]
 #: How far apart, relatively, losses are that count as equal.
 MARGIN: Final = 0.1
+#: Tasks are unlike up to this cosine of their weights, in either direction. Inputs are symmetric about 0, so that a
+#: unit along w serves a task along -w as well: for a network, tasks of cosine p and -p are as much alike.
+UNLIKE: Final = 0.1
 CONFIDENCE: Final = 0.95
 RESAMPLES: Final = 4_000
 #: Of fewer seeds a bootstrap has next to no different resamples, and its interval means nothing.
@@ -91,12 +94,12 @@ class Losses:
 def relations(losses: Losses) -> list[Relation]:
     """The paper's findings about the families that were measured.
 
-    Those that compare tasks of different relatedness need the highest correlation to be above 0 and another at or
-    below 0: "unlike" is the mean over all of the latter.
+    Those that compare tasks of different relatedness need the highest correlation to be above `UNLIKE` and others
+    within it, over which the mean is taken.
     """
     found = [*_against_shared_bottom(losses), *_spread(losses)]
-    unlike = losses.correlations <= 0
-    if losses.correlations[-1] > 0 and unlike.any():
+    unlike = np.abs(losses.correlations) <= UNLIKE
+    if losses.correlations[-1] > UNLIKE and unlike.any():
         found = [*_along_the_correlation(losses, unlike), *found]
     return found
 
@@ -148,20 +151,20 @@ def _along_the_correlation(losses: Losses, unlike: NDArray[np.bool_]) -> list[Re
     p = f"{losses.correlations[-1]:g}"
     found = []
     if "mmoe" in change:
-        text = f"MMoE is flat: loss at p <= 0 relative to p = {p}, within {MARGIN:.0%}"
+        text = f"MMoE is flat: loss at |p| <= {UNLIKE} relative to p = {p}, within {MARGIN:.0%}"
         found.append(_over_seeds("mmoe_flat", text, change["mmoe"], about_zero))
     for family, words in (("omoe", "OMoE"), ("shared_bottom", "Shared bottom")):
         if family in change:
-            text = f"{words} is worse at p <= 0 than at p = {p}, relative"
+            text = f"{words} is worse at |p| <= {UNLIKE} than at p = {p}, relative"
             found.append(_over_seeds(f"{family}_worse_when_unlike", text, change[family], _above_zero))
     if {"mmoe", "omoe"} <= change.keys():
         text = f"OMoE is as good as MMoE at p = {p}: relative difference, within {MARGIN:.0%}"
         difference = alike["omoe"] / alike["mmoe"] - 1
         found.append(_over_seeds("omoe_as_mmoe_when_alike", text, difference, about_zero))
-        text = "OMoE is worse than MMoE at p <= 0, relative"
+        text = f"OMoE is worse than MMoE at |p| <= {UNLIKE}, relative"
         difference = apart["omoe"] / apart["mmoe"] - 1
         found.append(_over_seeds("omoe_worse_than_mmoe_when_unlike", text, difference, _above_zero))
-        text = f"OMoE loses more than MMoE from p = {p} to p <= 0, relative"
+        text = f"OMoE loses more than MMoE from p = {p} to |p| <= {UNLIKE}, relative"
         found.append(_over_seeds("omoe_loses_more", text, change["omoe"] - change["mmoe"], _above_zero))
     return found
 

@@ -25,18 +25,18 @@ def call(folder: Path, *more: str) -> Result:
         "--seeds",
         "2",
     ]
-    named = ["--values", "-0.5,0.9", "--families", "shared_bottom,single_task", "--learning-rates", "1e-2"]
+    named = ["--values", "-0.1,0.9", "--families", "shared_bottom,single_task", "--learning-rates", "1e-2"]
     return CliRunner().invoke(app, ["correlation", "--out", str(folder), *tiny, *named, *more])
 
 
 def test_the_result_is_a_file_and_the_last_line(tmp_path: Path) -> None:
     found = call(tmp_path, "--json")
     assert found.exit_code == 0, found.output
-    assert "Shared bottom is worse at p <= 0 than at p = 0.9" in found.stdout
+    assert "Shared bottom is worse at |p| <= 0.1 than at p = 0.9" in found.stdout
     written = json.loads((tmp_path / "correlation.json").read_text())
     assert json.loads(found.stdout.splitlines()[-1]) == written
     assert written["kind"] == "correlation"
-    assert written["settings"]["correlations"] == [0.9, -0.5]
+    assert written["settings"]["correlations"] == [0.9, -0.1]
     assert len(written["cells"]) == 8
     assert written["cells"][0].keys() >= {
         "family", "correlation", "label_correlation", "seed", "learning_rate", "test_loss", "train_loss", "parameters",

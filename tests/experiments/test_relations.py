@@ -57,6 +57,11 @@ def test_losses_like_the_papers_bear_out_every_finding() -> None:
     assert all(r.low <= r.estimate <= r.high and r.seeds == SEEDS for r in relation.values())
 
 
+def test_tasks_of_opposite_weights_are_not_unlike() -> None:
+    opposite = [{**cell, "correlation": -0.5, "test_loss": 9.0} for cell in PAPER if cell["correlation"] == 0.0]
+    assert found([*PAPER, *opposite])["mmoe_flat"] == found(PAPER)["mmoe_flat"]
+
+
 def test_losses_the_other_way_round_contradict() -> None:
     relation = found(
         cells(shared_bottom=(0.05, 0.03, 0.001), omoe=(0.06, 0.04, 0.001), mmoe=(0.04, 0.08, 0.005)),
