@@ -104,7 +104,7 @@ def read(
     # Rows are the last dimension in memory, so that what belongs to one expert or gate is one piece of it.
     all_products = torch.addmm(torch.cat(biases).unsqueeze(1), torch.cat(weights), values.t())
     first, *products = torch.split(all_products, widths)
-    hidden = torch.split(dropout(torch.relu(first)), sizes) if stacks else ()
+    hidden = _split(dropout(torch.relu(first)), sizes) if stacks else ()
     outputs = [stack.deeper(part, dropout) for stack, part in zip(stacks, hidden, strict=True)]
     return outputs, [product.t() for product in products]
 
@@ -119,9 +119,14 @@ def mixed(weights: Tensor, outputs: Sequence[Tensor]) -> Tensor:
     Returns:
         (B, H).
     """
-    parts = torch.split(weights, [output.shape[-2] for output in outputs], dim=-1)
+    parts = [part.t() for part in _split(weights.t(), [output.shape[-2] for output in outputs])]
     # A sum of products is two to three times as fast as many matrix products of one row each; in the layout of `read`.
     sums = [
         (part.t().unsqueeze(1) * output.permute(1, 2, 0)).sum(0) for part, output in zip(parts, outputs, strict=True)
     ]
     return (sums[0] if len(sums) == 1 else torch.stack(sums).sum(0)).t()
+
+
+def _split(values: Tensor, sizes: Sequence[int]) -> Sequence[Tensor]:
+    """Parts along the first dimension; a single one is the tensor itself, whose gradient then needs no copy."""
+    return [values] if len(sizes) == 1 else torch.split(values, list(sizes))
