@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from experiments.dataset_options import DataFolder, Dataset
 from experiments.out_folder import made_folder
 from experiments.training import TrainPlan, train
 
@@ -17,13 +18,8 @@ if TYPE_CHECKING:
 
 
 def command(
-    dataset: Annotated[
-        str, typer.Option(help="census-kdd, census-kdd-education, adult, or a problem's YAML file.")
-    ] = "census-kdd",
-    data: Annotated[
-        Path | None,
-        typer.Option(help="Folder of the data set's files.", show_default="FEDMTL_DATA or ./data; a YAML file's own"),
-    ] = None,
+    dataset: Dataset = "census-kdd",
+    data: DataFolder = None,
     trees: Annotated[int, typer.Option(min=1, help="Trees of a boosted model.")] = 300,
     leaves: Annotated[int, typer.Option(min=2, help="Most leaves of a tree.")] = 63,
     tree_rate: Annotated[float, typer.Option(min=1e-6, max=1, help="Learning rate of the boosting.")] = 0.05,

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from experiments.dataset_options import DataFolder, Dataset
 from experiments.models import MODELS, model_name
 from experiments.out_folder import made_folder
 from experiments.training import Schedule, TrainPlan
@@ -20,13 +21,8 @@ def command(
     model: Annotated[
         str, typer.Option(help=f"One of {', '.join(MODELS)}, or a name such as SharedBottomModel.")
     ] = "mmoe",
-    dataset: Annotated[
-        str, typer.Option(help="census-kdd, census-kdd-education, adult, or a problem's YAML file.")
-    ] = "census-kdd",
-    data: Annotated[
-        Path | None,
-        typer.Option(help="Folder of the data set's files.", show_default="FEDMTL_DATA or ./data; a YAML file's own"),
-    ] = None,
+    dataset: Dataset = "census-kdd",
+    data: DataFolder = None,
     weights: Annotated[
         list[str] | None,
         typer.Option(

@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -125,10 +126,18 @@ def _wait(processes: Mapping[str, subprocess.Popen[str]], folder: Path) -> None:
             if (code := process.poll()) is None:
                 continue
             if code:
-                raise RunFailed(f"{name} ended with exit code {code}:\n{_tail(folder / f'{name}.log')}")
+                raise RunFailed(f"{name} {_end(code)}:\n{_tail(folder / f'{name}.log')}")
             running.pop(name, None)
         rounds = _told(folder / "run" / "model", rounds)
         time.sleep(WATCH_S if running else 0)
+
+
+def _end(code: int) -> str:
+    """How a process that failed ended, in words."""
+    if code > 0:
+        return f"ended with exit code {code}"
+    name = signal.Signals(-code).name
+    return f"was killed by {name}" + (" (was there no memory left?)" if name == "SIGKILL" else "")
 
 
 def _told(models: Path, known: int) -> int:

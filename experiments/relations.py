@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.seeds import derive_numpy
+from experiments.intervals import CONFIDENCE, t_interval
 
 Verdict = Literal["yes", "no", "unclear"]
 #: How far apart, relatively, losses are that count as equal.
@@ -22,7 +23,6 @@ MARGIN: Final = 0.1
 #: Tasks are unlike up to this cosine of their weights, in either direction. Inputs are symmetric about 0, so that a
 #: unit along w serves a task along -w as well: for a network, tasks of cosine p and -p are as much alike.
 UNLIKE: Final = 0.1
-CONFIDENCE: Final = 0.95
 RESAMPLES: Final = 4_000
 #: Of fewer seeds a bootstrap has next to no different resamples, and its interval means nothing.
 BOOTSTRAP_SEEDS: Final = 4
@@ -112,15 +112,6 @@ def table(found: Sequence[Relation]) -> str:
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
 
 
-def t_interval(values: NDArray[np.float64]) -> tuple[float, float, float]:
-    """Mean and Student's interval of it, of at least two values (S,)."""
-    from scipy.stats import t
-
-    mean = float(values.mean())
-    half = float(t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
-    return mean, mean - half, mean + half
-
-
 def above(low: float, high: float, bound: float) -> Verdict:
     """Whether an interval lies above a bound."""
     return "yes" if low > bound else "no" if high < bound else "unclear"
@@ -136,8 +127,8 @@ def about_zero(low: float, high: float) -> Verdict:
 def _over_seeds(
     name: str, text: str, values: NDArray[np.float64], verdict: Callable[[float, float], Verdict]
 ) -> Relation:
-    estimate, low, high = t_interval(values)
-    return Relation(name, text, estimate, low, high, verdict(low, high), len(values))
+    found = t_interval(values.tolist())
+    return Relation(name, text, found.mean, found.low, found.high, verdict(found.low, found.high), found.count)
 
 
 def _above_zero(low: float, high: float) -> Verdict:

@@ -9,6 +9,7 @@ import typer
 
 from common.arguments import several_at_once
 from common.errors import ConfigError
+from experiments.dataset_options import DataFolder, Dataset
 from experiments.models import MODELS, model_name
 from experiments.organisations import Partition
 from experiments.out_folder import made_folder
@@ -38,13 +39,8 @@ def command(
             show_default="mmoe",
         ),
     ] = None,
-    dataset: Annotated[
-        str, typer.Option(help="census-kdd, census-kdd-education, adult, or a problem's YAML file.")
-    ] = "census-kdd",
-    data: Annotated[
-        Path | None,
-        typer.Option(help="Folder of the data set's files.", show_default="FEDMTL_DATA or ./data; a YAML file's own"),
-    ] = None,
+    dataset: Dataset = "census-kdd",
+    data: DataFolder = None,
     federated: Annotated[
         int | None,
         typer.Option(min=1, max=MOST_CLIENTS, help="Train in a federation of so many clients, each a process."),

@@ -56,3 +56,8 @@ def test_what_has_no_mean_is_refused(values: list[float]) -> None:
         t_interval(values)
     with pytest.raises(ValueError, match="at least one finite value"):
         bootstrap_interval(values, 0)
+
+
+def test_the_interval_is_students() -> None:
+    found = t_interval([1.0, 2.0, 3.0, 4.0])
+    assert (found.mean, found.low, found.high) == pytest.approx((2.5, 0.4457, 4.5543), abs=1e-4)

@@ -54,6 +54,14 @@ def test_a_client_that_fails_ends_the_run_and_the_server(tmp_path: Path, monkeyp
     assert gone(int((tmp_path / "run" / "pid").read_text()))
 
 
+def test_a_killed_client_is_told_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    programs(tmp_path, SERVER, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    monkeypatch.setattr(processes, "ROOT", tmp_path)
+    with pytest.raises(RunFailed, match=r"org-00 was killed by SIGKILL \(was there no memory left\?\)"):
+        run_federation({}, [Organisation("org-00", ["income"], tmp_path)], tmp_path)
+    assert gone(int((tmp_path / "run" / "pid").read_text()))
+
+
 def test_a_server_that_does_not_start_is_told_with_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     programs(tmp_path, "import sys; sys.exit('model: missing')", CLIENT)
     monkeypatch.setattr(processes, "ROOT", tmp_path)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from experiments.relations import Losses, Relation, about_zero, above, relations, t_interval, table
+from experiments.relations import Losses, Relation, about_zero, above, relations, table
 
 SEEDS = 8
 
@@ -96,11 +96,6 @@ def test_families_or_correlations_that_are_missing_leave_out_their_relations() -
 def test_a_spread_needs_more_than_a_few_seeds() -> None:
     assert "shared_bottom_spread" not in found([c for c in PAPER if c["seed"] < 3])
     assert "shared_bottom_spread" in found([c for c in PAPER if c["seed"] < 4])
-
-
-def test_the_interval_is_students() -> None:
-    mean, low, high = t_interval(np.array([1.0, 2.0, 3.0, 4.0]))
-    assert (mean, low, high) == pytest.approx((2.5, 0.4457, 4.5543), abs=1e-4)
 
 
 @pytest.mark.parametrize(("low", "high", "verdict"), [(1.1, 2, "yes"), (0.5, 0.9, "no"), (0.5, 1.5, "unclear")])
